@@ -1,0 +1,325 @@
+"""MovieLens-1M: who rated which film in which order, with the films rated before as the history.
+
+`MovieLensConfig` reads the ratings with the published side files and predicts a rating of 4 or more. `SasRecConfig`
+reads the text release of SASRec (arXiv 1808.09781), which has users, items and order only, and predicts the next item
+against a sampled one.
+
+Both make one log of events sorted by user and time; an example is a row of it, and its history the user's rows before.
+"""
+
+import dataclasses
+import gzip
+import logging
+import pathlib
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from gem_jax.data.checks import check_both_classes, check_rows, existing_path, first_true
+from gem_jax.data.event_log import SEQUENCE, EventLog, LogSource
+from gem_jax.data.schema import Categorical, Role, Schema, Sequence, Table, Task
+from gem_jax.data.source import DataError, Splits
+
+YEARS_PER_BUCKET = 5
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MovieLensConfig:
+    """Label `like` = rating of 4 or more; history of films, ratings and genres.
+
+    The last tenth of each user's ratings is for test, the tenth before for validation. Test histories contain the
+    events of the other parts: they are the user's past. `age_s` is in seconds where the ratings have timestamps; the
+    npz has the order only, and there it counts ratings (1 = the one before). Ratings whose place in the order is
+    unknown (pos -1) are left out, and a log line says how many.
+    """
+
+    path: str
+    """Folder with users.dat, movies.dat (also gzipped) and the ratings: ratings.dat or ml1m_ratings.npz."""
+    max_len: int = 100
+    """Newest events of a history that the model sees."""
+
+    def build(self) -> Splits:
+        """Reads all files.
+
+        Raises:
+          DataError: a file is missing or malformed, a rating names an unknown user or film, or training has one class.
+        """
+        folder = existing_path(self.path, "the MovieLens-1M folder")
+        if folder.is_file():
+            folder = folder.parent
+        file, (users, movies, ratings, times) = _read_ratings(folder)
+        user_file, user_keys, user_ids = _read_users(folder)
+        movie_file, movie_keys, item_ids = _read_movies(folder)
+        user = _rows_of(users, user_keys, file, "user", user_file)
+        item = _rows_of(movies, movie_keys, file, "movie", movie_file)
+        user_ids["user"] = np.arange(len(user_keys), dtype=np.int32)[:, None]
+        order = np.lexsort((np.arange(len(user)), times, user))
+        user, item, ratings = (column[order].astype(np.int32) for column in (user, item, ratings))
+        log = EventLog(
+            user=user,
+            item=item,
+            time=times[order],
+            event_ids={"movie": item, "rating": ratings - 1, "genre": item_ids["genres"][item, 0]},
+            user_ids=user_ids,
+            item_ids=item_ids,
+        )
+        from_end = log.rank_from_end()
+        tenth = (from_end + np.arange(len(user)) - log.first_rows()) // 10
+        parts = {
+            "train": from_end > 2 * tenth,
+            "valid": (from_end > tenth) & (from_end <= 2 * tenth),
+            "test": from_end <= tenth,
+        }
+        labels = (ratings >= 4).astype(np.float32)
+        check_both_classes(labels[parts["train"], None], ["like"], file)
+        schema = _ratings_schema(log, self.max_len)
+        rows = {name: np.flatnonzero(part) for name, part in parts.items()}
+        return Splits(**{name: LogSource(schema, log, r, item[r], labels[r]) for name, r in rows.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SasRecConfig:
+    """Task `next`: is this item the user's next? Each event from a user's second on gives two examples.
+
+    Example 2k is an event (label 1), example 2k + 1 an item that the user never has, drawn uniformly (label 0), at the
+    same place in the same history. The last event of each user is for test, the one before for validation (leave one
+    out). `age_s` counts events (1 = the one before).
+    """
+
+    path: str
+    """The text file, `user item` lines in time order, users and items numbered from 1; also gzipped."""
+    max_len: int = 200
+    """Newest events of a history that the model sees."""
+    negative_seed: int = 0
+    """Seed of the sampled negatives."""
+
+    def build(self) -> Splits:
+        """Reads the file.
+
+        Raises:
+          DataError: the file is missing, empty or malformed, or a user has every item.
+        """
+        file = existing_path(self.path, "the SASRec text release of ML-1M")
+        columns = _split_columns(file, " ", ("user", "item"), (0, 1))
+        order = np.argsort(columns[:, 0], kind="stable")
+        user, item = (columns[order].astype(np.int32) - 1).T
+        num_items = int(item.max()) + 1
+        if user.min() < 0 or item.min() < 0:
+            row = first_true(columns < 1)
+            raise DataError(f"{file}, line {row + 1}: users and items are numbered from 1")
+        first = np.searchsorted(user, user)
+        log = EventLog(
+            user=user,
+            item=item,
+            time=np.arange(len(user)) - first,
+            event_ids={"item": item},
+            user_ids={},
+            item_ids={"item": np.arange(num_items, dtype=np.int32)[:, None]},
+        )
+        from_end = log.rank_from_end()
+        second_on = log.time > 0
+        parts = {
+            "train": second_on & (from_end > 2),
+            "valid": second_on & (from_end == 2),
+            "test": second_on & (from_end == 1),
+        }
+        schema = Schema(
+            tables=(Table(name="item", rows=num_items),),
+            categoricals=(Categorical(name="item", table="item", role="ad"),),
+            sequences=(
+                Sequence(
+                    name=SEQUENCE,
+                    attributes=(Categorical(name="item", table="item", role="event"),),
+                    max_len=self.max_len,
+                ),
+            ),
+            tasks=(Task(name="next"),),
+            domains=("movies",),
+        )
+        negatives = _unseen_items(user, item, num_items, self.negative_seed, file)
+
+        def source(part: np.ndarray) -> LogSource:
+            rows = np.flatnonzero(part)
+            pairs = np.stack([item[rows], negatives[rows]], axis=1).reshape(-1)
+            labels = np.tile(np.array([1, 0], np.float32), len(rows))
+            return LogSource(schema, log, np.repeat(rows, 2), pairs, labels)
+
+        return Splits(**{name: source(part) for name, part in parts.items()})
+
+
+def _unseen_items(user: np.ndarray, item: np.ndarray, num_items: int, seed: int, file: pathlib.Path) -> np.ndarray:
+    """For every event an item that its user never has, int32 [E]."""
+    seen = np.unique(user.astype(np.int64) * num_items + item)
+    full = np.bincount(seen // num_items) == num_items
+    if full.any():
+        raise DataError(f"{file}: user {np.argmax(full) + 1} has every item, so no negative can be drawn; leave it out")
+    random = np.random.default_rng(seed)
+    drawn = random.integers(0, num_items, len(user), np.int32)
+    while True:
+        keys = user.astype(np.int64) * num_items + drawn
+        clash = seen[np.minimum(np.searchsorted(seen, keys), len(seen) - 1)] == keys
+        if not clash.any():
+            return drawn
+        drawn[clash] = random.integers(0, num_items, int(clash.sum()), np.int32)
+
+
+def _ratings_schema(log: EventLog, max_len: int) -> Schema:
+    rows = {name: int(ids.max()) + 1 for name, ids in (log.user_ids | log.item_ids).items()} | {"rating": 5}
+    tables = {"genres": "genre"}
+
+    def feature(name: str, role: Role, max_ids: int = 1) -> Categorical:
+        return Categorical(name=name, table=tables.get(name, name), role=role, max_ids=max_ids)
+
+    return Schema(
+        tables=tuple(Table(name=tables.get(name, name), rows=count) for name, count in rows.items()),
+        categoricals=tuple(feature(name, "user") for name in log.user_ids)
+        + tuple(feature(name, "ad", ids.shape[1]) for name, ids in log.item_ids.items()),
+        sequences=(
+            Sequence(
+                name=SEQUENCE,
+                attributes=tuple(feature(name, "event") for name in log.event_ids),
+                max_len=max_len,
+            ),
+        ),
+        tasks=(Task(name="like"),),
+        domains=("movies",),
+    )
+
+
+def _find(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _read_ratings(folder: pathlib.Path) -> tuple[pathlib.Path, tuple[np.ndarray, ...]]:
+    """The file, and its users, movies, ratings (1 to 5) and times (seconds or positions), each int64 [E]."""
+    file = _find(folder, "ratings.dat", "ratings.dat.gz", "ml1m_ratings.npz")
+    if file is None:
+        raise DataError(
+            f"{folder} has no ratings.dat, ratings.dat.gz or ml1m_ratings.npz: give the MovieLens-1M folder"
+        )
+    if file.suffix != ".npz":
+        # Splitting "1::1193::5::978300760" at each ":" leaves an empty column between two values.
+        columns = _split_columns(file, ":", ("user", "-", "movie", "-", "rating", "-", "timestamp"), (0, 2, 4, 6)).T
+    else:
+        columns = _read_ratings_npz(file)
+        known = columns[3] >= 0
+        if not known.all():
+            _log.warning("%s: left out %d ratings whose place in the history is unknown", file, int((~known).sum()))
+        columns = columns[:, known]
+    bad = (columns[2] < 1) | (columns[2] > 5)
+    if bad.any():
+        raise DataError(f"{file}, row {first_true(bad)}: rating is {columns[2][bad][0]}; ratings go from 1 to 5")
+    return file, tuple(columns)
+
+
+def _read_ratings_npz(file: pathlib.Path) -> np.ndarray:
+    """user, movie, rating, pos: int64 [4, E]."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            columns = [arrays[name] for name in ("user", "movie", "rating", "pos")]
+    except KeyError as error:
+        raise DataError(f"{file} needs the arrays user, movie, rating and pos") from error
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} is not an npz file: give the MovieLens-1M folder") from error
+    if len({c.shape for c in columns}) > 1 or any(c.dtype.kind not in "iu" or c.ndim != 1 for c in columns):
+        raise DataError(f"{file}: user, movie, rating and pos must be whole numbers of one length")
+    check_rows(file, len(columns[0]))
+    return np.stack(columns).astype(np.int64)
+
+
+def _split_columns(file: pathlib.Path, separator: str, names: tuple[str, ...], wanted: tuple[int, ...]) -> np.ndarray:
+    """Whole numbers of a text file, int64 [lines, wanted]."""
+    labels = [f"{name}{k}" for k, name in enumerate(names)]
+    types = {label: pa.int64() if k in wanted else pa.null() for k, label in enumerate(labels)}
+    try:
+        table = pyarrow.csv.read_csv(
+            file,
+            read_options=pyarrow.csv.ReadOptions(column_names=labels),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=types, null_values=[""]),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{file} is not text of {separator!r}-separated numbers: {str(error).splitlines()[0]}"
+        ) from error
+    for k in wanted:
+        if table[k].null_count:
+            row = first_true(np.asarray(table[k].is_null()))
+            raise DataError(f"{file}, line {row + 1}: '{names[k]}' is empty; give a whole number")
+    return np.stack([table[k].to_numpy() for k in wanted], axis=1)
+
+
+def _side_file(folder: pathlib.Path, what: str, num_fields: int) -> tuple[pathlib.Path, list[list[str]]]:
+    """The file and its lines, each split into `num_fields`."""
+    names = (f"{what}.dat", f"{what}.dat.gz", f"ml1m_{what}.dat.gz")
+    file = _find(folder, *names)
+    if file is None:
+        raise DataError(f"{folder} has no {' or '.join(names)}: give the MovieLens-1M folder")
+    try:
+        with (
+            gzip.open(file, "rt", encoding="latin-1") if file.suffix == ".gz" else file.open(encoding="latin-1") as text
+        ):
+            lines = [line.rstrip("\n").split("::") for line in text]
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{file} is not a whole gzip file: download it again") from error
+    check_rows(file, len(lines))
+    for number, fields in enumerate(lines, 1):
+        if len(fields) != num_fields or not fields[0].isdigit():
+            raise DataError(
+                f"{file}, line {number}: expected {num_fields} fields separated by '::', the first a number"
+            )
+    return file, lines
+
+
+def _codes(values: list[str]) -> np.ndarray:
+    """Each value's place among the distinct values, int32 [n, 1]."""
+    return np.unique(values, return_inverse=True)[1].astype(np.int32)[:, None]
+
+
+def _read_users(folder: pathlib.Path) -> tuple[pathlib.Path, np.ndarray, dict[str, np.ndarray]]:
+    """The file, the user numbers (sorted) and the features of each; the region is the first digit of the zip code."""
+    file, lines = _side_file(folder, "users", 5)
+    lines.sort(key=lambda fields: int(fields[0]))
+    number, gender, age, occupation, zip_code = (list(column) for column in zip(*lines, strict=True))
+    ids = {"gender": gender, "age": age, "occupation": occupation, "region": [z[:1] for z in zip_code]}
+    return file, np.array(number, np.int64), {name: _codes(values) for name, values in ids.items()}
+
+
+def _read_movies(folder: pathlib.Path) -> tuple[pathlib.Path, np.ndarray, dict[str, np.ndarray]]:
+    """The file, the movie numbers (sorted) and the features of each; the year stands at the end of the title."""
+    file, lines = _side_file(folder, "movies", 3)
+    lines.sort(key=lambda fields: int(fields[0]))
+    names = sorted({genre for _, _, genres in lines for genre in genres.split("|")})
+    of_name = {name: k for k, name in enumerate(names)}
+    per_movie = [[of_name[genre] for genre in genres.split("|")] for _, _, genres in lines]
+    most = max(map(len, per_movie))
+    for number, title, _ in lines:
+        if not title[-5:-1].isdigit():
+            raise DataError(f"{file}: the title of movie {number} does not end in '(year)'")
+    year = np.array([int(title[-5:-1]) for _, title, _ in lines])
+    return (
+        file,
+        np.array([int(number) for number, _, _ in lines]),
+        {
+            "movie": np.arange(len(lines), dtype=np.int32)[:, None],
+            "genres": np.array([g + [-1] * (most - len(g)) for g in per_movie], np.int32),
+            "year": ((year - year.min()) // YEARS_PER_BUCKET).astype(np.int32)[:, None],
+        },
+    )
+
+
+def _rows_of(
+    keys: np.ndarray, known: np.ndarray, file: pathlib.Path, field: str, side_file: pathlib.Path
+) -> np.ndarray:
+    """Row of each key among the sorted known keys."""
+    rows = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    bad = known[rows] != keys
+    if bad.any():
+        raise DataError(
+            f"{file}: {field} {keys[first_true(bad)]} is not in {side_file}; use the two files of one release"
+        )
+    return rows

@@ -1,0 +1,211 @@
+"""GEM: features and histories learn from each other layer by layer, then every task and domain gets its own answer.
+
+The trunk follows InterFormer's interleaving (arXiv 2411.09852, Algorithm 1): in each layer both sides are summarised, the
+summaries cross over, and both sides go on in parallel with nothing compressed away.
+
+    X_sum = Gate(W X)                                                 features' summary          InterFormer Eq 10
+    S_sum = Gate([targets | seeds | recent]) of every module          histories' summaries       Eq 11; `pyramid`
+    X'    = LN([FMB | LCB]([X | S_sum]) + CrossLayer(X_0 .. X))       interaction                Wukong Eq 2; `cross_layer`
+    S'    = HSTU(GDPA(X_sum, S)) of every module                      sequence                   Kunlun, HSTU; `pyramid`
+
+What is published, approximated or our reading:
+- published: optimised factorization machine and LCB (Wukong), gates and interleaving (InterFormer), GDPA (Kunlun), HSTU block.
+- our reading of Meta's description, which has no formula: cross-layer attention, the pyramid, experts gated by domain.
+
+Shape letters: B examples, n tokens, D width, m tokens of X_sum, N tasks.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from gem_jax.data.batch import Batch
+from gem_jax.data.schema import Schema
+from gem_jax.embedding.collection import Embedded
+from gem_jax.models.cross_layer import CrossLayerAttention
+from gem_jax.models.heads import MultiTaskHeads, PlainHead
+from gem_jax.models.interformer import FeatureSummary
+from gem_jax.models.pyramid import HistorySummary, Level, Pyramid, SequenceLayer, Streams
+from gem_jax.models.wukong import FactorizationMachineBlock
+from gem_jax.nn.dropout import split_key
+from gem_jax.nn.interactions import LinearCompress, flatten
+from gem_jax.nn.norms import LayerNorm
+from gem_jax.nn.tokens import FeatureTokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GemConfig:
+    """The GEM trunk with multi-task, multi-domain heads."""
+
+    embedding_dim: int = 32
+    """Width D of all embedding tables, tokens and events."""
+    num_layers: int = 2
+    """Interleaved layers."""
+    num_heads: int = 2
+    """Heads of all attention; divides the width."""
+    fmb_tokens: int = 8
+    """Tokens that each layer's factorization machine block makes."""
+    lcb_tokens: int = 8
+    """Tokens that each layer's linear compress block makes."""
+    rank: int = 16
+    """Columns k of Y in the optimised factorization machine X (X^T Y)."""
+    fmb_hidden: tuple[int, ...] = (128,)
+    """Hidden sizes of the factorization machine block's MLP."""
+    cross_layer: bool = True
+    """Attention over the states of all earlier layers; False for Wukong's plain residual."""
+    levels: tuple[Level, ...] = (Level(), Level(pool=4), Level(recent=8))
+    """Levels of the pyramid, each applied to every source of events; none switches the histories off."""
+    window: int | None = None
+    """Each row of a history attends to this many newest rows, itself included; None for all earlier ones."""
+    num_summary: int = 4
+    """Tokens m of the features' summary."""
+    num_seeds: int = 2
+    """Tokens of each history's summary pooled by learned queries."""
+    num_recent: int = 2
+    """Newest rows in each history's summary."""
+    num_experts: int = 4
+    """Experts shared by tasks and domains, gated by both; 0 for one MLP that knows no domains."""
+    expert_dim: int = 64
+    """Width of each expert."""
+    tower_hidden: int = 32
+    """Hidden size of each task's tower."""
+    dense_hidden: tuple[int, ...] = (64,)
+    """Hidden sizes of the MLP that makes the dense features a token."""
+    dropout: float = 0.0
+    """Dropout rate of MLPs, sequence blocks and heads."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens n of the features between layers."""
+        return self.fmb_tokens + self.lcb_tokens
+
+    def build(self, schema: Schema, rngs: nnx.Rngs, dtype=jnp.float32) -> "GemModel":
+        """The model with random weights."""
+        return GemModel(self, schema, rngs=rngs, dtype=dtype)
+
+
+class GemLayer(nnx.Module):
+    """One interleaved layer; see the module's docstring for its equations.
+
+    Args:
+      config: sizes.
+      num_modules: sequence modules; 0 leaves the layer without histories.
+      num_states: states of the tokens that cross-layer attention finds: this layer's place, from 1.
+      dtype: of the computation.
+      rngs: initialises the weights.
+    """
+
+    def __init__(self, config: GemConfig, num_modules: int, num_states: int, *, dtype, rngs: nnx.Rngs):
+        width, make = config.embedding_dim, dict(dtype=dtype, rngs=rngs)
+        self.cross = Cross(config, num_modules, **make)
+        tokens_in = config.num_tokens + self.cross.num_history_tokens
+        self.fmb = FactorizationMachineBlock(
+            tokens_in,
+            config.fmb_tokens,
+            width,
+            rank=config.rank,
+            hidden=config.fmb_hidden,
+            dropout_rate=config.dropout,
+            **make,
+        )
+        self.lcb = LinearCompress(tokens_in, config.lcb_tokens, **make)
+        self.residual = CrossLayerAttention(width, config.num_heads, num_states, **make) if config.cross_layer else None
+        self.norm = LayerNorm(width)
+        self.sequences = (
+            SequenceLayer(
+                width,
+                config.num_summary,
+                config.num_heads,
+                num_modules,
+                window=config.window,
+                dropout_rate=config.dropout,
+                **make,
+            )
+            if num_modules
+            else None
+        )
+
+    def __call__(
+        self, states: list[Float[Array, "B n D"]], streams: Streams | None, key: jax.Array | None
+    ) -> tuple[Float[Array, "B n D"], Streams | None]:
+        """The next tokens and streams, from all states of the tokens so far (the newest last)."""
+        fmb_key, sequence_key = split_key(key, 2)
+        x_sum, both = self.cross(states[-1], streams)
+        mixed = jnp.concatenate([self.fmb(both, fmb_key), self.lcb(both)], axis=1)
+        residual = states[-1] if self.residual is None else self.residual(states)
+        if self.sequences is not None and streams is not None:
+            streams = self.sequences(x_sum, streams, sequence_key)
+        return self.norm(mixed + residual), streams
+
+
+class Cross(nnx.Module):
+    """Both sides' summaries: X_sum of the tokens and S_sum of every module's stream.
+
+    Attributes:
+      num_history_tokens: tokens of all S_sum together.
+    """
+
+    def __init__(self, config: GemConfig, num_modules: int, *, dtype, rngs: nnx.Rngs):
+        width, make = config.embedding_dim, dict(dtype=dtype, rngs=rngs)
+        self.features = FeatureSummary(config.num_tokens, config.num_summary, width, gate="gated", **make)
+        sizes = (width, config.num_summary, config.num_seeds, config.num_recent, config.num_heads, num_modules)
+        self.histories = HistorySummary(*sizes, **make) if num_modules else None
+        self.num_history_tokens = self.histories.num_tokens if self.histories is not None else 0
+
+    def __call__(
+        self, x: Float[Array, "B n D"], streams: Streams | None
+    ) -> tuple[Float[Array, "B m D"], Float[Array, "B p D"]]:
+        """X_sum, and [X | S_sum]."""
+        x_sum = self.features(x)
+        if self.histories is None or streams is None:
+            return x_sum, x
+        return x_sum, jnp.concatenate([x, self.histories(x_sum, streams)], axis=1)
+
+
+class GemModel(nnx.Module):
+    """Feature tokens and pyramid streams, interleaved layers, heads on the last tokens and the histories' last summaries."""
+
+    def __init__(self, config: GemConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        width, make = config.embedding_dim, dict(dtype=dtype, rngs=rngs)
+        self.tokens = FeatureTokens(
+            schema, width, dense_hidden=config.dense_hidden, dropout_rate=config.dropout, **make
+        )
+        # Cross-layer attention follows a token through the layers, so all states have the same tokens.
+        self.compress = LinearCompress(self.tokens.num_tokens, config.num_tokens, **make)
+        self.norm = LayerNorm(width)
+        self.pyramid = Pyramid(schema, config.levels, width, **make)
+        num_modules = self.pyramid.num_modules
+        self.layers = nnx.List([GemLayer(config, num_modules, i + 1, **make) for i in range(config.num_layers)])
+        self.last = Cross(config, num_modules, **make)
+        features = (config.num_tokens + self.last.num_history_tokens) * width
+        self.heads: MultiTaskHeads | PlainHead
+        if config.num_experts:
+            self.heads = MultiTaskHeads(
+                features,
+                len(schema.tasks),
+                len(schema.domains),
+                num_experts=config.num_experts,
+                expert_dim=config.expert_dim,
+                tower_hidden=config.tower_hidden,
+                dropout_rate=config.dropout,
+                **make,
+            )
+        else:
+            hidden = (config.expert_dim,)
+            self.heads = PlainHead(features, len(schema.tasks), hidden=hidden, dropout_rate=config.dropout, **make)
+
+    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
+        """Logits, float32."""
+        token_key, head_key, *layer_keys = split_key(key, 2 + len(self.layers))
+        states = [self.norm(self.compress(self.tokens(batch, embedded, token_key)))]
+        streams = self.pyramid(batch, embedded) if self.pyramid.num_modules else None
+        for layer, layer_key in zip(self.layers, layer_keys, strict=True):
+            x, streams = layer(states, streams, layer_key)
+            states.append(x)
+        features = flatten(self.last(states[-1], streams)[1])
+        if isinstance(self.heads, PlainHead):
+            return self.heads(features, head_key)
+        return self.heads(features, batch.domain, head_key)

@@ -1,0 +1,310 @@
+"""The pyramid of parallel sequence modules: every source of events at several time scales, side by side.
+
+Meta describes GEM's sequence side as a "pyramid-parallel structure, stacking multiple parallel interaction modules in a pyramid
+formation" (engineering.fb.com, November 2025) without a formula. This is our reading, after LLaTTE's pyramidal reduction (arXiv
+2601.20083) and Wukong's appendix F: the base level sees every event one by one; each level above sees the same history shorter,
+either coarser (means of `pool` consecutive events) or only its newest end (`recent` events). A module is one source at one level.
+All modules run in parallel with weights of their own, and all feed the summaries that cross over to the features.
+
+Parallel is meant literally: the modules' rows lie in one packed array, as M x B histories, so that a layer is one attention
+call, one grouped product per projection and one norm, whatever the number of modules.
+
+Shape letters: M modules, B examples, R packed rows of all modules, D width, m tokens of X_sum, s tokens of one module's S_sum,
+H heads, K head dim, J keys of the personalisation.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from gem_jax.data.batch import Batch
+from gem_jax.data.schema import Schema, Sequence
+from gem_jax.embedding.collection import Embedded
+from gem_jax.nn.attention import head_dim
+from gem_jax.nn.dropout import dropout
+from gem_jax.nn.events import EventEncoder
+from gem_jax.nn.grouped import GroupedLinear
+from gem_jax.nn.jagged import Layout, pool, recent, rows_of_examples, take_recent
+from gem_jax.nn.norms import LayerNorm, RMSNorm
+from pallas_kernels.jagged_attention import Mask, gdpa, jagged_attention, seed_attention
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Level:
+    """One level of the pyramid: how it shortens every source's history."""
+
+    recent: int | None = None
+    """Keep only this many newest events; None keeps all."""
+    pool: int = 1
+    """Then average groups of this many consecutive events into one row."""
+
+    def __post_init__(self):
+        for name in ("recent", "pool"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"a pyramid level has {name}={value}; it must be at least 1")
+
+    def shorten(self, x: Float[Array, "T D"], layout: Layout) -> tuple[Float[Array, "R D"], Layout]:
+        """The level's rows and their layout."""
+        if self.recent is not None and self.recent < layout.max_len:
+            x, layout = take_recent(x, layout, self.recent)
+        return pool(x, layout, self.pool) if self.pool > 1 else (x, layout)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Streams:
+    """The events of all modules: M x B histories in one packed array.
+
+    Attributes:
+      rows: [R, D].
+      layout: of the M x B histories, module by module.
+      row_counts: packed rows of each module, static, adding up to R.
+    """
+
+    rows: Array
+    layout: Layout
+    row_counts: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, modules: list[tuple[Array, Layout]]) -> "Streams":
+        """Several modules' rows with their layouts, joined."""
+        row_counts = tuple(len(rows) for rows, _ in modules)
+        total = sum(row_counts)
+        offsets, start = [], 0
+        for (_, layout), count in zip(modules, row_counts, strict=True):
+            offsets.append(layout.offsets[:-1] + start)
+            start += count
+        layout = Layout.make(
+            jnp.concatenate([*offsets, jnp.full(1, total, jnp.int32)]),
+            jnp.concatenate([layout.lengths for _, layout in modules]),
+            total,
+            max(layout.max_len for _, layout in modules),
+        )
+        return cls(rows=jnp.concatenate([rows for rows, _ in modules]), layout=layout, row_counts=row_counts)
+
+
+CANDIDATE_ROLES = ("ad", "goal", "format", "measurement", "surface")
+"""Features of these roles describe what is to be scored; those of users and context do not."""
+
+
+class Likeness(nnx.Module):
+    """How like the candidate each event of a source is: one number per event attribute that shares a table with the candidate.
+
+    Equal ids have equal embeddings, so the cosine says "the same ad, advertiser, category, surface" from the first step on, and
+    learns which ones are alike; attention alone needs many more labels to discover that two features speak of the same thing.
+    The idea of target attention (DIN, arXiv 1706.06978) and LLaTTE's target-aware events (arXiv 2601.20083), as an input.
+
+    Attributes:
+      pairs: (event attribute, candidate feature), in the schema's order.
+    """
+
+    def __init__(self, sequence: Sequence, schema: Schema, width: int):
+        candidates = [f for f in schema.categoricals if f.role in CANDIDATE_ROLES and f.max_ids == 1]
+        self.pairs = tuple((a.name, f.name) for a in sequence.attributes for f in candidates if f.table == a.table)
+        self.norm = RMSNorm(width, affine=False)
+
+    def __call__(
+        self, events: dict[str, Array], features: dict[str, Array], layout: Layout
+    ) -> Float[Array, "T P"] | None:
+        """sqrt(D) times the cosine, so of order one for unlike ids; None where there are no pairs."""
+        if not self.pairs:
+            return None
+        columns = []
+        for attribute, feature in self.pairs:
+            candidate = rows_of_examples(self.norm(features[feature]), layout)
+            columns.append((self.norm(events[attribute]) * candidate).sum(axis=-1))
+        return jnp.stack(columns, axis=1) * features[feature].shape[-1] ** -0.5
+
+
+class Pyramid(nnx.Module):
+    """Encodes every source's events and lays out the modules' streams.
+
+    Attributes:
+      num_modules: M, sources times levels.
+    """
+
+    def __init__(self, schema: Schema, levels: tuple[Level, ...], width: int, *, dtype, rngs: nnx.Rngs):
+        sources = schema.sequences if levels else ()
+        self.levels = levels
+        self.max_lens = {s.name: s.max_len for s in sources}
+        self.num_modules = len(sources) * len(levels)
+        self.likeness = nnx.Dict({s.name: Likeness(s, schema, width) for s in sources})
+        self.encoders = nnx.Dict(
+            {
+                s.name: EventEncoder(
+                    s, width, width, num_extra=len(self.likeness[s.name].pairs), dtype=dtype, rngs=rngs
+                )
+                for s in sources
+            }
+        )
+
+    def __call__(self, batch: Batch, embedded: Embedded) -> Streams:
+        """The streams before the first layer."""
+        modules = []
+        for source, max_len in self.max_lens.items():
+            layout = Layout.of(batch.sequences[source], max_len)
+            events = embedded.events[source]
+            likeness = self.likeness[source](events, embedded.features, layout)
+            rows = self.encoders[source](batch.sequences[source], events, layout, likeness)
+            modules += [level.shorten(rows, layout) for level in self.levels]
+        return Streams.of(modules)
+
+
+class SequenceLayer(nnx.Module):
+    """One layer of all modules: events personalised by X_sum, then attention among them.
+
+    Personalisation is Kunlun's GDPA form of InterFormer's PFFN (arXiv 2602.10016): P = RMSNorm(q + silu(q K^T / sqrt(K)) V) with
+    q = LN(S), and K, V mixed from X_sum. Attention is the HSTU block (arXiv 2402.17152) without its additive bias, which GPU
+    kernels cannot carry (events carry their age instead): S' = W2 (LN(silu(QK^T) V) * U) + P; U, V, Q, K = silu(W1 LN(P)).
+
+    Args:
+      width: D.
+      num_summary: m.
+      num_heads: H.
+      num_modules: M.
+      window: newest rows that each row attends to, itself included; None for all earlier ones.
+      dropout_rate: before the last projection.
+      dtype: of the computation.
+      rngs: initialises the weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_summary: int,
+        num_heads: int,
+        num_modules: int,
+        *,
+        window: int | None,
+        dropout_rate: float,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.head_dim = head_dim(width, num_heads)
+        self.mask = Mask(causal=True, window=window)
+        self.dropout_rate = dropout_rate
+        self.dtype = dtype
+        num_keys = 2 * num_summary
+        shape = (num_modules, num_summary, num_heads, num_keys)
+        self.w1 = nnx.Param(nnx.initializers.normal(num_summary**-0.5)(rngs.params(), shape, jnp.float32))
+        self.w2 = nnx.Param(
+            nnx.initializers.normal((num_summary * num_keys) ** -0.5)(rngs.params(), shape, jnp.float32)
+        )
+        self.norm = LayerNorm(width, affine=False)
+        self.norm_personal = RMSNorm(width, affine=False)
+        self.uvqk = GroupedLinear(num_modules, width, 4 * width, dtype=dtype, rngs=rngs)
+        self.out = GroupedLinear(num_modules, width, width, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_sum: Float[Array, "B m D"], streams: Streams, key: jax.Array | None) -> Streams:
+        personal = self._personalise(x_sum, streams)
+        return dataclasses.replace(streams, rows=self._attend(personal, streams, key))
+
+    def _personalise(self, x_sum: Float[Array, "B m D"], streams: Streams) -> Float[Array, "R D"]:
+        heads = x_sum.astype(self.dtype).reshape(*x_sum.shape[:2], -1, self.head_dim)
+        k, v = (
+            jnp.einsum("bmhk,gmhj->gbjhk", heads, w[...].astype(self.dtype)).reshape(-1, w.shape[-1], *heads.shape[2:])
+            for w in (self.w1, self.w2)
+        )
+        q = self.norm(streams.rows.astype(self.dtype))
+        layout = streams.layout
+        personal = gdpa(self._heads(q), k, v, layout.offsets, layout.lengths, max_len=layout.max_len, activation="silu")
+        return layout.clear_padding(self.norm_personal(q + personal.reshape(q.shape)))
+
+    def _attend(self, x: Float[Array, "R D"], streams: Streams, key: jax.Array | None) -> Float[Array, "R D"]:
+        layout = streams.layout
+        uvqk = jax.nn.silu(self.uvqk.rows(self.norm(x), streams.row_counts))
+        u, v, q, k = jnp.split(uvqk, 4, axis=-1)
+        attended = jagged_attention(
+            self._heads(q),
+            self._heads(k),
+            self._heads(v),
+            layout.offsets,
+            layout.lengths,
+            max_len=layout.max_len,
+            kind="silu",
+            mask=self.mask,
+        )
+        gated = dropout(u * self.norm(attended.reshape(x.shape)), self.dropout_rate, key)
+        return layout.clear_padding(self.out.rows(gated, streams.row_counts) + x)
+
+    def _heads(self, x: Float[Array, "R D"]) -> Float[Array, "R H K"]:
+        return x.reshape(len(x), -1, self.head_dim)
+
+
+class HistorySummary(nnx.Module):
+    """S_sum of every module = Gate([targets | seeds | recent]) (InterFormer, arXiv 2411.09852, Eq 11).
+
+    InterFormer prepends X_sum to the history as CLS tokens; causal kernels would hide the events from them, and they would cost 8
+    packed rows a history. Here the tokens of X_sum are queries of the same pooling attention as the learned seeds, which gives
+    each a view of the whole history without entering it: the candidate asks the history directly.
+
+    Args:
+      width: D.
+      num_summary: m, tokens of X_sum: as many targets.
+      num_seeds: learned queries.
+      num_recent: newest rows.
+      num_heads: H.
+      num_modules: M.
+      dtype: of the computation.
+      rngs: initialises the weights.
+
+    Attributes:
+      num_tokens: M * s, tokens of all modules together.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_summary: int,
+        num_seeds: int,
+        num_recent: int,
+        num_heads: int,
+        num_modules: int,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.head_dim = head_dim(width, num_heads)
+        self.num_recent = num_recent
+        self.num_modules = num_modules
+        self.num_tokens = num_modules * (num_summary + num_seeds + num_recent)
+        self.dtype = dtype
+        self.norm = LayerNorm(width, affine=False)
+        self.seeds = nnx.Param(jax.random.normal(rngs.params(), (num_modules, 1, num_seeds, width), jnp.float32))
+        self.query = GroupedLinear(num_modules, width, width, dtype=dtype, rngs=rngs)
+        self.kv = GroupedLinear(num_modules, width, 2 * width, dtype=dtype, rngs=rngs)
+        self.out = GroupedLinear(num_modules, width, width, dtype=dtype, rngs=rngs)
+        self.gate = GroupedLinear(num_modules, width, width, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_sum: Float[Array, "B m D"], streams: Streams) -> Float[Array, "B s D"]:
+        """All modules' tokens, module by module; seeds and targets of an empty history are 0."""
+        batch, _, width = x_sum.shape
+        layout = streams.layout
+        x = self.norm(layout.clear_padding(streams.rows))
+        k, v = jnp.split(self.kv.rows(x, streams.row_counts), 2, axis=-1)
+        pooled = seed_attention(
+            self._queries(x_sum),
+            k.reshape(len(x), -1, self.head_dim),
+            v.reshape(len(x), -1, self.head_dim),
+            layout.offsets,
+            layout.lengths,
+            max_len=layout.max_len,
+        )
+        pooled = self.out.blocks(pooled.reshape(self.num_modules, batch, -1, width))
+        newest, _ = recent(x, layout, self.num_recent)
+        newest = newest.reshape(self.num_modules, batch, -1, width)
+        tokens = jnp.concatenate([pooled, newest], axis=2)
+        tokens = tokens * jax.nn.sigmoid(self.gate.blocks(tokens))  # the gate of nn.gates.Gate, one per module
+        return tokens.swapaxes(0, 1).reshape(batch, self.num_tokens, width)
+
+    def _queries(self, x_sum: Float[Array, "B m D"]) -> Float[Array, "MB n H K"]:
+        batch, _, width = x_sum.shape
+        targets = jnp.broadcast_to(self.norm(x_sum).astype(self.dtype), (self.num_modules, *x_sum.shape))
+        seeds = self.seeds[...].astype(self.dtype)
+        seeds = jnp.broadcast_to(seeds, (self.num_modules, batch, *seeds.shape[2:]))
+        q = self.query.blocks(jnp.concatenate([targets, seeds], axis=2))
+        return q.reshape(self.num_modules * batch, -1, width // self.head_dim, self.head_dim)

@@ -1,0 +1,320 @@
+"""The main job: train a model on ads examples, evaluate it, write a run folder. Read it from top to bottom.
+
+    python -m gem_jax.train configs/gem_debug.py                    train the default
+    python -m gem_jax.train configs/gem_debug.py train.seed=1       with a field changed
+    python -m gem_jax.train configs/gem_debug.py --resume           continue the newest run of that name
+    python -m gem_jax.train configs/gem_debug.py --help             every field, its meaning and its default
+
+The way of the data:  source -> loader (shuffle, pack) -> Batch -> train step -> logits -> metrics -> run folder.
+"""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from gem_jax.config import Config, ConfigError, from_command_line
+from gem_jax.data.batch import HostColumns
+from gem_jax.data.loader import Loader
+from gem_jax.data.source import DataError, FirstExamples, Source, Splits
+from gem_jax.training.checkpoint import Checkpointer, CheckpointError, write_json
+from gem_jax.training.cost import forward_flops
+from gem_jax.training.logging import RunLogger, print_table
+from gem_jax.training.metrics import Evaluator, WindowMetrics, scalars
+from gem_jax.training.report import write_report
+from gem_jax.training.run_folder import new_run_folder, newest_run_folder
+from gem_jax.training.state import Setup, TrainState, count_parameters, init_state
+from gem_jax.training.step import EvalStep, make_eval_step, make_train_step
+
+LOG_EVERY = 20
+"""Steps between two entries of metrics.jsonl."""
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run: its folder, the contents of its summary.json, and the trained state."""
+
+    run_dir: pathlib.Path
+    summary: dict[str, Any]
+    setup: Setup
+    state: TrainState
+    interrupted: bool
+
+
+@dataclasses.dataclass(kw_only=True)
+class Progress:
+    """What a run counts; kept in its checkpoints.
+
+    truncated: source -> events dropped because a history was longer than its max_len; seconds: of training, start-up left out;
+    timed_examples: trained on in those seconds.
+    """
+
+    step: int = 0
+    examples: int = 0
+    truncated: dict[str, int] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    timed_examples: int = 0
+
+    def advance(self, host: HostColumns) -> None:
+        self.step += 1
+        self.examples += host.num_examples
+        for source, dropped in host.truncated.items():
+            self.truncated[source] = self.truncated.get(source, 0) + dropped
+
+
+def train(config: Config, *, resume: bool = False, console: Console | None = None) -> Result:
+    """Train, evaluate and report one run.
+
+    Args:
+      config: everything about the run.
+      resume: continue the newest run of that name from its last checkpoint.
+      console: where progress and results are shown; standard output unless given, `Console(quiet=True)` for nothing.
+
+    Raises:
+      DataError, ConfigError, CheckpointError, ValueError: something the user gave is wrong; the message says what to change.
+      DivergedError: the loss became NaN or infinite.
+    """
+    started = time.perf_counter()
+    console = console or Console()
+
+    # --- Data: examples by index, shuffled and packed into batches of static shape --------------------------------------------
+    splits = config.data.build()
+    _check_names(config, splits)
+    total = round(config.train.epochs * len(splits.train))
+    loader = Loader(
+        splits.train,
+        config.batch,
+        seed=config.train.seed if config.train.shuffle else None,
+        num_epochs=math.ceil(config.train.epochs),
+    )
+
+    # --- Model, tables and optimizers: one state, one jitted step that trains it ----------------------------------------------
+    dtype = jnp.dtype(config.train.compute_dtype)
+    setup, state = init_state(
+        config.model,
+        splits.schema,
+        config.optimizer,
+        seed=config.train.seed,
+        base_logits=base_rate_logits(splits.train),
+        dtype=dtype,
+    )
+    train_step = make_train_step(
+        setup, task_weights=config.train.task_weights, domain_weights=config.train.domain_weights
+    )
+    eval_step = make_eval_step(setup)
+
+    # --- Where the run stands: at its start, or at the last checkpoint of the newest run of this name -------------------------
+    progress = Progress()
+    resume_step = None
+    if resume:
+        run_dir = newest_run_folder(config.runs_dir, config.name)
+        checkpointer = Checkpointer(run_dir)
+        state, position = checkpointer.restore(state)
+        progress = Progress(**position["progress"])
+        loader.restore(position["loader"])
+        resume_step = progress.step
+    batches = iter(loader)
+    first = next(batches, None)  # data that cannot be read shows here, before anything is written
+    if not resume:
+        run_dir = new_run_folder(config.runs_dir, config.name)
+        checkpointer = Checkpointer(run_dir)
+    write_json(run_dir / "config.json", config.to_dict())
+
+    def save() -> None:
+        checkpointer.save(state, {"progress": dataclasses.asdict(progress), "loader": loader.state()})
+
+    # --- The loop: one step a batch; what a step returns is looked at while the next one runs ---------------------------------
+    log = RunLogger(run_dir, total_examples=total, resume_step=resume_step, console=console)
+    window = _Window(log, setup)
+    time_to_first_step_s = None
+    with log, _interruption() as interrupted:
+        clock = time.perf_counter()
+        for batch, host in itertools.chain([first] if first else [], batches):
+            before = progress.examples
+            state, outputs = train_step(state, batch, np.float32(before / total))
+            progress.advance(host)
+            if time_to_first_step_s is None:  # this step was compiled: start-up, not training
+                jax.block_until_ready(outputs)
+                clock = time.perf_counter()
+                time_to_first_step_s = clock - started
+            else:
+                progress.timed_examples += host.num_examples
+            window.add(progress, outputs, host)
+            if interrupted() or progress.examples >= total:
+                break
+            if _passed(config.train.checkpoint_every, before, progress.examples):
+                save()
+            if _passed(config.train.eval_every, before, progress.examples):
+                pause = time.perf_counter()
+                result = evaluate(config, setup, eval_step, state, splits.valid or splits.test)
+                log.log(progress.step, progress.examples, scalars("valid" if splits.valid else "eval", result))
+                clock += time.perf_counter() - pause
+        window.flush()
+        progress.seconds += time.perf_counter() - clock
+        save()
+        batches.close()
+        checkpointer.close()
+
+        # --- Evaluation and report --------------------------------------------------------------------------------------------
+        stopped = interrupted()
+        result = {}
+        if not stopped:
+            result = evaluate(config, setup, eval_step, state, splits.test)
+            log.log(progress.step, progress.examples, scalars("eval", result))
+
+    summary = {
+        "config": config.to_dict(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "examples": progress.examples,
+        "examples_per_s": progress.timed_examples / progress.seconds if progress.timed_examples else None,
+        "time_to_first_step_s": time_to_first_step_s,
+        "parameters": count_parameters(state),
+        "forward_flops_per_example": forward_flops(setup, state, loader.empty_batch()[0]),
+        "truncated_events": progress.truncated,
+        "eval": result,
+    }
+    if not stopped:
+        write_json(run_dir / "summary.json", summary)
+        print_table(result, console)
+    write_report(run_dir)
+    return Result(run_dir=run_dir, summary=summary, setup=setup, state=state, interrupted=stopped)
+
+
+def base_rate_logits(source: Source, limit: int = 20_000) -> np.ndarray:
+    """[N] float32: the logit of each task's base rate among the first `limit` examples; a new model starts from there."""
+    labels = source.read(np.arange(min(limit, len(source)))).labels
+    observed = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
+    rate = (np.nansum(labels, axis=0) + 0.5) / (observed + 1.0)  # never 0 or 1
+    return np.log(rate / (1 - rate)).astype(np.float32)
+
+
+def evaluate(config: Config, setup: Setup, eval_step: EvalStep, state: TrainState, source: Source) -> dict[str, Any]:
+    """One pass over the first `train.eval_examples` of `source`: metrics as `Evaluator.result` gives them."""
+    evaluator = Evaluator(setup.schema)
+    if config.train.eval_examples is not None:
+        source = FirstExamples(source, config.train.eval_examples)
+    pending = None
+    for batch, host in Loader(source, config.batch, seed=None, num_epochs=1):
+        logits = eval_step(state, batch)
+        if pending is not None:
+            evaluator.update(np.asarray(pending[0]), pending[1])
+        pending = (logits, host)
+    if pending is not None:
+        evaluator.update(np.asarray(pending[0]), pending[1])
+    return evaluator.result()
+
+
+class _Window:
+    """Reads each step's outputs one step late, so that the host never waits for the device, and logs them by the window."""
+
+    def __init__(self, log: RunLogger, setup: Setup):
+        self._log = log
+        self._setup = setup
+        self._metrics = WindowMetrics(setup.schema)
+        self._losses: list[float] = []
+        self._pending: tuple[int, int, dict[str, jax.Array], HostColumns] | None = None
+
+    def add(self, progress: Progress, outputs: dict[str, jax.Array], host: HostColumns) -> None:
+        pending, self._pending = self._pending, (progress.step, progress.examples, outputs, host)
+        if pending is not None:
+            self._take(*pending)
+
+    def flush(self) -> None:
+        if self._pending is not None:
+            self._take(*self._pending, last=True)
+            self._pending = None
+
+    def _take(self, step: int, examples: int, outputs: dict, host: HostColumns, last: bool = False) -> None:
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {step}; lower optimizer.learning_rate or optimizer.table_learning_rate, or "
+                "clip harder (optimizer.clip_norm)"
+            )
+        self._losses.append(loss)
+        self._metrics.update(np.asarray(outputs["logits"]), host)
+        if step % LOG_EVERY and not last:
+            return
+        result = self._metrics.result()
+        values = {"loss": sum(self._losses) / len(self._losses)}
+        values |= {name: float(outputs[name]) for name in ("grad_norm", "learning_rate")}
+        self._log.progress(examples, loss=values["loss"], ne=result[self._setup.schema.tasks[0].name]["ne"])
+        self._log.log(step, examples, {f"train/{k}": v for k, v in values.items()} | scalars("train", result))
+        self._losses = []
+        self._metrics.reset()
+
+
+def _passed(every: int | None, before: int, now: int) -> bool:
+    return every is not None and before // every < now // every
+
+
+def _check_names(config: Config, splits: Splits) -> None:
+    """Weights that name no task or domain of the data would silently do nothing."""
+    tasks = [task.name for task in splits.schema.tasks]
+    for field, given, known in (
+        ("task_weights", config.train.task_weights, tasks),
+        ("domain_weights", config.train.domain_weights, list(splits.schema.domains)),
+    ):
+        for name in given:
+            if name not in known:
+                raise ConfigError(
+                    f"train.{field} names '{name}', which the data does not have; it has {', '.join(known)}"
+                )
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Within it, the first Ctrl-C or SIGTERM only sets a flag, so that the loop can save; a second Ctrl-C stops at once."""
+    caught: list[int] = []
+
+    def handler(signum, frame):
+        if caught:
+            signal.default_int_handler(signum, frame)
+        caught.append(signum)
+
+    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for s, old in previous.items():
+            signal.signal(s, old)
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit code: 0, 1 (diverged), 2 (the user's input is wrong), 130 (interrupted)."""
+    console = Console()
+    try:
+        path, config, resume = from_command_line(arguments)
+        result = train(config, resume=resume, console=console)
+    except (DataError, ConfigError, CheckpointError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        return 1
+    if result.interrupted:
+        again = " ".join(["python -m gem_jax.train", *(a for a in arguments if a != "--resume"), "--resume"])
+        console.print(f"Interrupted and saved after {result.summary['examples']:,} examples. Continue with:\n  {again}")
+        return 130
+    console.print(f"Run folder: {result.run_dir}  (open report.html in a browser)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,320 @@
+"""Benchmark cases and tile-size search; run through `python -m pallas_kernels.bench jagged_attention`.
+
+Batch of 32 sequences, bfloat16. A causal pair counts once (the square's half); forward is 2 matmuls,
+backward 5, whatever a kernel recomputes. Each number is the median of 20 samples of 10 calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.jagged_attention import Mask, api, make_plan, mosaic_gpu, tuning
+
+BATCH, SAMPLES, CALLS = 32, 20, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A measured shape; `keys` is GDPA's M."""
+
+    kind: Any  # of jagged_attention, or "gdpa"
+    head_dim: int
+    max_len: int
+    lengths: str = "full"
+    mask: Mask = Mask()
+    implementation: api.Implementation = "mosaic_gpu"
+    passes: tuple[str, ...] = ("fwd", "bwd")
+    deterministic: bool = False
+    keys: int = 256
+
+    @property
+    def heads(self) -> int:
+        return 512 // self.head_dim
+
+    def true_lengths(self) -> np.ndarray:
+        if self.lengths == "full":
+            return np.full(BATCH, self.max_len)
+        if self.lengths == "quarter":  # 25 % fill
+            return np.full(BATCH, self.max_len // 4)
+        z = np.random.default_rng(0).normal(size=BATCH)
+        return np.clip(np.exp(0.8 * z) * 0.3 * self.max_len, self.max_len // 16, self.max_len).astype(int)
+
+    def flops(self) -> float:
+        """Of the forward pass."""
+        return 4.0 * self.heads * self.head_dim * sum(self.pairs(float(n)) for n in self.true_lengths())
+
+    def pairs(self, n: float) -> float:
+        if self.kind == "gdpa":
+            return n * self.keys
+        half = 0.5 if self.mask.causal else 1.0
+        if self.mask.block:
+            return n * min(self.mask.block, n) * half
+        if self.mask.window:
+            w = min(self.mask.window, n)
+            return w * w / 2 + (n - w) * w
+        return n * n * half
+
+    def mask_name(self) -> str:
+        if self.kind == "gdpa":
+            return "none"
+        causal = "causal" if self.mask.causal else "full"
+        extra = [f"{name}{value}" for name in ("window", "block") if (value := getattr(self.mask, name))]
+        return "+".join([causal, *extra])
+
+
+SHAPES = (
+    (128, 2048, "full"),
+    (128, 4096, "full"),
+    (128, 4096, "lognormal"),
+    (64, 4096, "full"),
+)
+CASES = (
+    *(Case(kind, *shape) for kind in ("silu", "softmax") for shape in SHAPES),
+    Case("silu", 256, 4096),
+    Case("silu", 128, 4096, passes=("bwd",), deterministic=True),
+    Case("silu", 128, 4096, mask=Mask(window=512)),
+    Case("silu", 128, 4096, mask=Mask(block=64, causal=False)),
+    Case("silu", 128, 4096, "quarter"),
+    Case("silu", 128, 4096, mask=Mask(causal=False)),
+    Case("gdpa", 128, 4096),
+    Case("softmax", 256, 4096),
+    Case("silu", 128, 2048, implementation="xla"),
+)
+
+
+def rows(commit: str = "") -> Iterator[dict]:
+    """Measured rows; cuDNN's softmax on padded batches stands beside the cases that it has."""
+    ceiling = matmul_tflops()
+    device = jax.devices()[0].device_kind
+    yield dict(op="matmul", kind="bf16 8192^3", **{"pass": "fwd"}, tflops=ceiling, device=device, jax=jax.__version__)
+    cudnn = functools.cache(cudnn_tflops)
+    for case in CASES:
+        try:
+            measured = measure(case)
+        except NotImplementedError as error:
+            print(f"skipped {case}: {error}")
+            continue
+        for name, (ms, tflops) in measured.items():
+            comparable = case.mask == Mask() and case.lengths == "full" and case.kind != "gdpa"
+            yield {
+                "op": "jagged_attention",
+                "kind": case.kind,
+                "mask": case.mask_name(),
+                "heads": case.heads,
+                "head_dim": case.head_dim,
+                "max_len": case.max_len,
+                "lengths": case.lengths,
+                "pass": name,
+                "implementation": case.implementation + " deterministic" * case.deterministic,
+                "ms": round(ms, 4),
+                "tflops": round(tflops, 1),
+                "share_of_ceiling": round(tflops / ceiling, 3),
+                "cudnn_tflops": cudnn(case.head_dim, case.max_len).get(name) if comparable else None,
+                "device": device,
+                "jax": jax.__version__,
+                "commit": commit,
+            }
+    for max_len, lengths in ((4096, "full"), (4096, "lognormal")):
+        offsets, own, total = layout(Case("silu", 128, max_len, lengths))
+        ms = milliseconds(lambda o, n, t=total: make_plan(o, n, num_rows=t, heads=4), offsets, own)
+        yield dict(op="make_plan", max_len=max_len, lengths=lengths, ms=round(ms, 4), device=device)
+
+
+def line(row: dict) -> str:
+    """A row for the terminal."""
+    if "tflops" not in row:
+        return f"{row['op']} {row['max_len']} {row['lengths']}: {row['ms']:.3f} ms"
+    if row["op"] == "matmul":
+        return f"bf16 matmul: {row['tflops']:.0f} TFLOP/s"
+    beside = f"  cuDNN {row['cudnn_tflops']:.0f}" if row["cudnn_tflops"] else ""
+    return (
+        f"{row['kind']:8} {row['mask']:15} H{row['heads']} K{row['head_dim']:<4} {row['max_len']} "
+        f"{row['lengths']:10} {row['pass']} {row['implementation']:25} {row['ms']:8.3f} ms "
+        f"{row['tflops']:5.0f} TFLOP/s {row['share_of_ceiling']:.0%}{beside}"
+    )
+
+
+def table(measured: list[dict]) -> str:
+    """The rows of a results file as a Markdown table."""
+    head = "| kind | mask | heads x K | max_len | lengths | pass | backend | ms | TFLOP/s | cuDNN | ratio |"
+    lines = [head, "|" + "---|" * 11]
+    for row in measured:
+        if row["op"] != "jagged_attention":
+            continue
+        other = row["cudnn_tflops"]
+        cells = (
+            *(row[name] for name in ("kind", "mask")),
+            f"{row['heads']} x {row['head_dim']}",
+            *(row[name] for name in ("max_len", "lengths", "pass", "implementation")),
+            f"{row['ms']:.3f}",
+            f"{row['tflops']:.0f}",
+            *((f"{other:.0f}", f"{row['tflops'] / other:.2f}") if other else ("", "")),
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def layout(case: Case):
+    """offsets, lengths, T of a case."""
+    lengths = case.true_lengths()
+    offsets = np.concatenate([[0], np.cumsum(-(-lengths // 8) * 8)])
+    return jnp.asarray(offsets, jnp.int32), jnp.asarray(lengths, jnp.int32), int(offsets[-1])
+
+
+def measure(case: Case) -> dict[str, tuple[float, float]]:
+    """{pass: (ms, TFLOP/s)}."""
+    offsets, lengths, total = layout(case)
+    keys = jax.random.split(jax.random.key(0), 4)
+    shape = (total, case.heads, case.head_dim)
+    kv_shape = (BATCH, case.keys, *shape[1:]) if case.kind == "gdpa" else shape
+    q, k, v, do = (
+        jax.random.normal(key, s, jnp.bfloat16) for key, s in zip(keys, (shape, kv_shape, kv_shape, shape), strict=True)
+    )
+    plan = make_plan(offsets, lengths, num_rows=total, heads=case.heads, mask=case.mask)
+
+    def forward(q, k, v, plan):
+        attend = functools.partial(
+            api.jagged_attention, kind=case.kind, mask=case.mask, deterministic=case.deterministic, plan=plan
+        )
+        if case.kind == "gdpa":
+            attend = api.gdpa
+        return attend(q, k, v, offsets, lengths, max_len=case.max_len, implementation=case.implementation)
+
+    out = {}
+    if "fwd" in case.passes:
+        ms = milliseconds(jax.jit(forward), q, k, v, plan)
+        out["fwd"] = ms, case.flops() / ms / 1e9
+    if "bwd" in case.passes:
+        pull = jax.jit(lambda q, k, v, plan: jax.vjp(lambda q, k, v: forward(q, k, v, plan), q, k, v)[1])(q, k, v, plan)
+        ms = milliseconds(jax.jit(lambda pull, do: pull(do)), pull, do)
+        out["bwd"] = ms, 2.5 * case.flops() / ms / 1e9
+    return out
+
+
+def milliseconds(function, *arguments, samples: int = SAMPLES) -> float:
+    """Median time of a call; CALLS are queued at a time, so that the host's share stays hidden."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(samples):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            out = function(*arguments)
+        jax.block_until_ready(out)
+        times.append((time.perf_counter() - start) / CALLS)
+    return statistics.median(times) * 1e3
+
+
+def matmul_tflops(n: int = 8192) -> float:
+    """The bfloat16 matmul rate of XLA on this device: the ceiling that shares refer to."""
+    a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16)
+    return 2 * n**3 / milliseconds(jax.jit(jnp.dot), a, a) / 1e9
+
+
+def cudnn_tflops(head_dim: int, max_len: int) -> dict[str, float]:
+    """Causal softmax attention of cuDNN on a full batch: through torch, the faster way, or else jax.nn."""
+    times = _cudnn_torch(head_dim, max_len) or _cudnn_jax(head_dim, max_len)
+    flops = Case("softmax", head_dim, max_len).flops()
+    factors = {"fwd": 1.0, "bwd": 2.5}
+    return {name: round(factors[name] * flops / ms / 1e9, 1) for name, ms in times.items()}
+
+
+def _cudnn_jax(head_dim, max_len):
+    if head_dim > 128:  # jax.nn refuses these on Hopper's backward pass
+        return {}
+    keys = jax.random.split(jax.random.key(0), 4)
+    shape = (BATCH, max_len, 512 // head_dim, head_dim)
+    q, k, v, do = (jax.random.normal(key, shape, jnp.bfloat16) for key in keys)
+    forward = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    pull = jax.jit(lambda *x: jax.vjp(forward, *x)[1])(q, k, v)
+    return {
+        "fwd": milliseconds(jax.jit(forward), q, k, v),
+        "bwd": milliseconds(jax.jit(lambda pull, do: pull(do)), pull, do),
+    }
+
+
+def _cudnn_torch(head_dim, max_len):
+    try:
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:
+        return {}
+    attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
+    shape = (BATCH, 512 // head_dim, max_len, head_dim)
+    options = dict(device="cuda", dtype=torch.bfloat16)
+    q, k, v = (torch.randn(shape, **options, requires_grad=True) for _ in range(3))
+    do = torch.randn(shape, **options)
+
+    def median(function):
+        times = []
+        for sample in range(SAMPLES + 1):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                function()
+            torch.cuda.synchronize()
+            if sample:  # the first one warms up
+                times.append((time.perf_counter() - start) / CALLS)
+        return statistics.median(times) * 1e3
+
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        forward = median(lambda: attend(q, k, v))
+        out = attend(q, k, v)
+        backward = median(lambda: torch.autograd.grad(out, (q, k, v), do, retain_graph=True))
+    return {"fwd": forward, "bwd": backward}
+
+
+# tile sizes ----------------------------------------------------------------------------------------
+
+CHOICES = {
+    "forward": dict(keys=(64, 128), stages=(2, 3, 4), q_stages=(1, 2)),
+    "backward": dict(q_stages=(1, 2, 3), do_stages=(1, 2, 3), late=(False, True), shared_ds=(False, True)),
+    "dq": dict(keys=(64, 128), stages=(1, 2, 3)),
+}
+
+
+def tune():
+    """Time every tiling that compiles and fits on log-normal lengths; keep the fastest of each kernel."""
+    kind = jax.devices()[0].device_kind
+    path = tuning.FOLDER / f"{tuning.file_name(kind)}.json"
+    table = {}
+    for head_dim in mosaic_gpu.HEAD_SIZES:
+        best = {}
+        for kernel, (position, pass_name, deterministic) in {
+            "forward": (0, "fwd", False),
+            "backward": (1, "bwd", False),
+            "dq": (2, "bwd", True),
+        }.items():
+            case = Case("silu", head_dim, 4096, "lognormal", passes=(pass_name,), deterministic=deterministic)
+            best[kernel] = _fastest(case, kernel, position, list(tuning.tilings(kind, head_dim)))
+        table[str(head_dim)] = best
+    path.write_text(json.dumps(table, indent=2) + "\n")
+
+
+def _fastest(case, kernel, position, tilings):
+    timed = []
+    original = tuning.tilings
+    for values in itertools.product(*CHOICES[kernel].values()):
+        choice = dict(zip(CHOICES[kernel], values, strict=True))
+        tilings[position] = type(tilings[position])(**choice)
+        tuning.tilings = lambda *_, fixed=tuple(tilings): fixed
+        try:
+            ms = measure(case)[case.passes[0]][0]
+        except Exception as error:  # out of shared memory or registers: not a candidate
+            print(f"K{case.head_dim} {kernel} {choice}: {type(error).__name__}", flush=True)
+            continue
+        finally:
+            tuning.tilings = original
+        print(f"K{case.head_dim} {kernel} {choice}: {ms:.3f} ms", flush=True)
+        timed.append((ms, choice))
+    return min(timed, key=lambda pair: pair[0])[1]

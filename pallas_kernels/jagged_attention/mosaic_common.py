@@ -1,0 +1,229 @@
+"""Pieces shared by the Hopper kernels: items of the work list, tile copies, score functions.
+
+Layout rules of the kernels: sequences start at multiples of 8 rows (a swizzled TMA tile is 8 rows);
+a tile may run past its sequence into other rows, which are masked, and zeroed in shared memory where
+0 * NaN could reach a sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.jagged_attention import tiles
+from pallas_kernels.jagged_attention.mask import Mask, key_bounds, visible
+
+WARPGROUPS = 2  # compute warpgroups of a program, 64 rows each; a third one moves data
+ROWS = 64  # rows of a warpgroup: the M of a wgmma
+# Registers a thread of (compute, copy) warpgroups. A program of three warpgroups starts with 3 * 168;
+# asking for more than those 504 in all hangs.
+FORWARD_REGISTERS = 232, 40
+BACKWARD_REGISTERS = 240, 24
+LOG2_E = 1.4426950408889634
+PARAMS = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What the kernels specialise on; hashable.
+
+    Attributes:
+      kind: "softmax" or an elementwise activation.
+      mask: None for cross attention: every query of an example sees all its keys.
+      scale: factor of the scores.
+      divide_by: factor of the output (silu's max_len).
+      has_targets: whether the history is shorter than the sequence.
+    """
+
+    kind: str
+    mask: Mask | None
+    scale: float
+    divide_by: float
+    has_targets: bool
+
+    def key_tiles(self, item: Item, rows: int, tile: int) -> tiles.Runs:
+        """Tiles of keys that the queries item.row .. item.row + rows see."""
+        if self.mask is None:
+            return tiles.Runs(((item.row * 0, pl.cdiv(item.kv_length, tile)),))
+        return tiles.key_tiles(self.mask, item.row, rows, item.q_length, item.history, tile, self.has_targets)
+
+    def query_tiles(self, item: Item, rows: int, tile: int) -> tiles.Runs:
+        """Tiles of queries that see the keys item.row .. item.row + rows."""
+        if self.mask is None:
+            return tiles.Runs(((item.row * 0, pl.cdiv(item.q_length, tile)),))
+        return tiles.query_tiles(self.mask, item.row, rows, item.q_length, item.history, tile, self.has_targets)
+
+    def all_visible(self, item: Item, row, rows: int, key, keys: int):
+        """bool scalar: does each of `rows` queries see each of `keys` keys? May err to False."""
+        if self.mask is None:
+            return key + keys <= item.kv_length
+        low, _ = key_bounds(self.mask, row + rows - 1, item.history, self.has_targets)
+        _, high = key_bounds(self.mask, row, item.history, self.has_targets)
+        inside = (key >= low) & (key + keys <= high)
+        if self.mask.prefix:
+            inside &= row >= self.mask.prefix
+        return inside
+
+    def visible(self, item: Item, query, key):
+        """bool, like query and key (positions; WGMMA layout)."""
+        if self.mask is None:
+            return key < item.kv_length
+        return visible(self.mask, query, key, item.history, self.has_targets)
+
+
+class Item(NamedTuple):
+    """A row of the work list; the fields of `plan.FIELDS`."""
+
+    q_start: Array
+    q_length: Array
+    kv_start: Array
+    kv_length: Array
+    history: Array
+    row: Array
+    head: Array
+
+
+def item_loop(table, problem: Problem, programs: int, steps_of, body):
+    """body(item, steps, steps before, items before) for each non-empty item of this program.
+
+    The next item's row is read before the body runs. Fields that the problem cannot tell apart are
+    read once, to save registers.
+    """
+    program = lax.axis_index("program")
+    rounds = table.shape[1] // programs
+
+    def read(number):
+        column = number * programs + program
+        q_start, q_length = table[0, column], table[1, column]
+        kv_start, kv_length = q_start, q_length
+        if problem.mask is None:
+            kv_start, kv_length = table[2, column], table[3, column]
+        history = table[4, column] if problem.has_targets else q_length
+        return Item(q_start, q_length, kv_start, kv_length, history, table[5, column], table[6, column])
+
+    def step(number, carry):
+        item, before, count = carry
+        following = read(jnp.minimum(number + 1, rounds - 1))
+        steps = jnp.where(item.q_length > 0, steps_of(item), 0)
+
+        @pl.when(steps > 0)
+        def _():
+            body(item, steps, before, count)
+
+        return following, before + steps, count + (steps > 0).astype(jnp.int32)
+
+    lax.fori_loop(0, rounds, step, (read(0), jnp.int32(0), jnp.int32(0)))
+
+
+def hidden_zero(item: Item):
+    """0 that the compiler cannot see. Addresses that include it are recomputed where they are used;
+    otherwise dozens of shared-memory descriptors are hoisted out of the loops and spilled (444 bytes of
+    spills in the backward kernel cost 30 % of its speed)."""
+    return lax.shift_right_logical(item.head, 24)
+
+
+def tiled(dtype, swizzle: int = 128):
+    """Shared-memory transforms of a wgmma operand."""
+    columns = swizzle // jnp.dtype(dtype).itemsize
+    return plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
+
+
+def store_rows(source, target, row, count, block: int):
+    """Store the first `count` (rounded up to 8; may be <= 0) of `block` rows to target[row:]."""
+
+    @pl.when(count >= block)
+    def _():
+        plgpu.copy_smem_to_gmem(source, target.at[pl.ds(row, block)])
+
+    @pl.when(count < block)
+    def _():
+        def piece(i, carry):
+            first = pl.multiple_of(i * 8, 8)
+            plgpu.copy_smem_to_gmem(source.at[pl.ds(first, 8)], target.at[pl.ds(row + first, 8)])
+            return carry
+
+        lax.fori_loop(0, pl.cdiv(jnp.maximum(count, 0), 8), piece, ())
+
+
+def iota(shape, axis: int, start=0):
+    return start + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+
+def load_tile(source, target, full, tail, end):
+    """Start a copy of a tile [rows, K] to shared memory; rows >= `end` become 0, whatever they held.
+
+    For the copy warpgroup. A tile with such rows is waited for (on the barrier `tail`) and cleaned here:
+    done by the compute warpgroups, between their matmuls, it makes the compiler serialise those.
+    """
+    rows = target.shape[0]
+
+    @pl.when(end >= rows)
+    def _():
+        plgpu.copy_gmem_to_smem(source, target, full)
+
+    @pl.when(end < rows)
+    def _():
+        plgpu.copy_gmem_to_smem(source, target, tail)
+        plgpu.barrier_wait(tail)
+        _zero_rows_from(target, end)
+        plgpu.barrier_arrive(full)
+
+
+def _zero_rows_from(tile, first):
+    columns = 64  # a piece of 64 x 64 needs 16 registers a thread
+    for top in range(0, tile.shape[0], ROWS):
+
+        @pl.when(first < top + ROWS)
+        def _(top=top):
+            for left in range(0, tile.shape[1], columns):
+                part = tile.at[pl.ds(top, ROWS), pl.ds(left, columns)]
+                kept = iota((ROWS, columns), 0, top) < first
+                values = plgpu.load(part, layout=plgpu.Layout.WGMMA)
+                part[...] = jnp.where(kept, values, jnp.zeros_like(values))
+
+    plgpu.commit_smem()
+
+
+def masked_score(problem: Problem) -> float:
+    """A score at which an elementwise activation and its derivative are exactly 0."""
+    return -1e4 / problem.scale
+
+
+def activation(problem: Problem, score):
+    """The weight of a score (before `divide_by`), one tanh at most."""
+    kind = problem.kind
+    if kind == "silu":
+        half = score * (0.5 * problem.scale)
+        return half + half * jnp.tanh(half)
+    x = score * problem.scale
+    if kind == "relu":
+        return jnp.maximum(x, 0.0)
+    half = x * 0.5
+    return half + half * jnp.tanh(x * (_GELU_1 + _GELU_3 * (x * x)))
+
+
+def activation_and_slope(problem: Problem, score):
+    """(weight, its derivative by scale * score), one tanh at most."""
+    kind = problem.kind
+    x = score * problem.scale
+    if kind == "silu":
+        t = jnp.tanh(score * (0.5 * problem.scale))
+        sigmoid = t * 0.5 + 0.5
+        weight = x * sigmoid
+        return weight, weight * (0.5 - t * 0.5) + sigmoid
+    if kind == "relu":
+        return jnp.maximum(x, 0.0), jnp.where(x > 0.0, 1.0, 0.0)
+    square = x * x
+    t = jnp.tanh(x * (_GELU_1 + _GELU_3 * square))
+    half = t * 0.5 + 0.5
+    slope = half + (x * (0.5 - 0.5 * t * t)) * (_GELU_1 + 3 * _GELU_3 * square)
+    return x * half, slope
+
+
+_GELU_1 = 0.7978845608028654  # sqrt(2 / pi)
+_GELU_3 = 0.044715 * _GELU_1

@@ -1,0 +1,183 @@
+"""The Hopper backend: what it can do, and forward and backward wired together.
+
+Kernels: `mosaic_forward`, `mosaic_backward` (dK, dV, fused dQ), `mosaic_dq` (deterministic dQ),
+`mosaic_gaps`. GDPA and seed attention are the same kernels with keys of another place and no mask.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pallas_kernels.jagged_attention import mosaic_backward, mosaic_dq, mosaic_forward, tuning
+from pallas_kernels.jagged_attention.mosaic_common import Problem
+from pallas_kernels.jagged_attention.mosaic_gaps import zero_gaps
+from pallas_kernels.jagged_attention.packing import sequence_of_rows
+from pallas_kernels.jagged_attention.plan import Layout, Plan, padded_rows, plan_of
+
+HEAD_SIZES = (64, 128, 256)  # smaller heads are padded to 64
+
+
+class Settings(NamedTuple):
+    """Static choices of one call; hashable."""
+
+    problem: Problem
+    deterministic: bool
+    tilings: tuple  # (forward, backward, dq)
+    programs: int
+
+
+def jagged_attention(
+    q, k, v, starts, lengths, num_targets, bias, *, max_len, kind, mask, scale, deterministic, plan
+) -> Array:
+    """See `api.jagged_attention`."""
+    if bias is not None:
+        raise NotImplementedError('"mosaic_gpu" has no relative bias; use "xla".')
+    history = lengths if num_targets is None else lengths - num_targets
+    layout = Layout(starts, lengths, starts, lengths, history)
+    divide_by = 1.0 if kind == "softmax" else float(max_len)
+    problem = Problem(kind, mask, scale, divide_by, num_targets is not None)
+    return _run(q, k, v, layout, problem, deterministic, plan)
+
+
+def gdpa(q, k, v, starts, lengths, *, max_len, activation, scale) -> Array:
+    """See `api.gdpa`."""
+    del max_len
+    batch, keys = k.shape[:2]
+    if keys % 8:
+        raise NotImplementedError(f'"mosaic_gpu" needs GDPA\'s M to be a multiple of 8, got {keys}; use "xla".')
+    kv_start, kv_length = _dense_layout(batch, keys)
+    # keys of an example without queries get no tile: their gradient is only zeroed
+    layout = Layout(starts, lengths, kv_start, jnp.where(lengths > 0, kv_length, 0), lengths)
+    problem = Problem(activation, None, scale, 1.0, False)
+    k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
+    return _run(q, k, v, layout, problem, False, None)
+
+
+def seed_attention(q, k, v, starts, lengths, *, max_len, kind, scale) -> Array:
+    """See `api.seed_attention`."""
+    batch, seeds = q.shape[:2]
+    padded = -(-seeds // 8) * 8
+    queries = jnp.pad(q, ((0, 0), (0, padded - seeds), (0, 0), (0, 0)))
+    # an empty sequence has no tile to visit: its seeds are not attended, only zeroed
+    q_start, q_length = _dense_layout(batch, padded)
+    layout = Layout(q_start, jnp.where(lengths > 0, q_length, 0), starts, lengths, lengths)
+    divide_by = 1.0 if kind == "softmax" else float(max_len)
+    problem = Problem(kind, None, scale, divide_by, False)
+    out = _run(queries.reshape(-1, *q.shape[2:]), k, v, layout, problem, False, None)
+    return out.reshape(batch, padded, *q.shape[2:])[:, :seeds]
+
+
+def _dense_layout(batch, rows):
+    return jnp.arange(batch, dtype=jnp.int32) * rows, jnp.full((batch,), rows, jnp.int32)
+
+
+def _run(q, k, v, layout, problem, deterministic, plan):
+    _check(q, problem)
+    device = jax.devices()[0]
+    if jax.default_backend() != "gpu" or device.compute_capability != "9.0":
+        raise NotImplementedError('"mosaic_gpu" needs a Hopper GPU (H100, H200); use "xla".')
+    programs = device.core_count
+    tilings = tuning.tilings(device.device_kind, max(q.shape[-1], HEAD_SIZES[0]))
+    settings = Settings(problem, deterministic, tilings, programs)
+    return attend(q, k, v, layout, settings, plan)
+
+
+def _check(q, problem):
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f'"mosaic_gpu" takes bfloat16 and float16, got {q.dtype}; use "xla".')
+    if q.shape[-1] not in (32, *HEAD_SIZES):
+        raise NotImplementedError(f'"mosaic_gpu" takes heads of 32, 64, 128 or 256, got {q.shape[-1]}; use "xla".')
+    if problem.scale <= 0:
+        raise NotImplementedError(f'"mosaic_gpu" needs a positive scale, got {problem.scale}; use "xla".')
+
+
+def _in_32_bits(function):
+    """The kernels' index arithmetic is int32; under jax_enable_x64 Python integers would widen it."""
+
+    @functools.wraps(function)
+    def wrapped(*args):
+        with jax.enable_x64(False):
+            return function(*args)
+
+    return wrapped
+
+
+@_in_32_bits
+def attend(q, k, v, layout: Layout, settings: Settings, plan: Plan | None) -> Array:
+    """Attention on any device with Hopper's instructions; arguments are taken as checked."""
+    rows, size = q.shape[0], q.shape[2]
+    q, k, v = (_pad(x) for x in (q, k, v))
+    if plan is None:
+        plan = plan_of(
+            layout,
+            q_rows=q.shape[0],
+            kv_rows=k.shape[0],
+            heads=q.shape[1],
+            kv_heads=k.shape[1],
+            mask=settings.problem.mask,
+            has_targets=settings.problem.has_targets,
+            programs=settings.programs,
+        )
+    elif (plan.programs, plan.mask) != (settings.programs, settings.problem.mask):
+        raise ValueError(
+            f"plan was made for {plan.programs} multiprocessors and {plan.mask}, but this call needs "
+            f"{settings.programs} and {settings.problem.mask}; give make_plan the same mask and `programs`."
+        )
+    out = jnp.asarray(_attend(q, k, v, layout, plan, settings))
+    return out[:rows, :, :size]
+
+
+def _pad(x):
+    """Rows in whole groups of 8 and at least a tile, heads of at least 64."""
+    extra = padded_rows(x.shape[0]) - x.shape[0], 0, max(0, HEAD_SIZES[0] - x.shape[2])
+    return jnp.pad(x, [(0, n) for n in extra]) if any(extra) else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q, k, v, layout, plan, settings):
+    return _forward(q, k, v, layout, plan, settings)[0]
+
+
+@_in_32_bits
+def _forward(q, k, v, layout, plan, settings):
+    problem, _, tilings, programs = settings
+    out, log_sum = mosaic_forward.forward(q, k, v, plan.by_query, problem, tilings[0], programs)
+    out = zero_gaps(out, plan.q_gaps, programs)
+    softmax = problem.kind == "softmax"
+    return out, (q, k, v, layout, plan, out if softmax else None, log_sum)
+
+
+@_in_32_bits
+def _backward(settings, saved, grad):
+    q, k, v, layout, plan, out, log_sum = saved
+    problem, deterministic, tilings, programs = settings
+    delta = None
+    if problem.kind == "softmax":
+        valid = sequence_of_rows(layout.q_start, layout.q_length, q.shape[0])[2]
+        delta = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+        delta = jnp.where(valid, delta.T, 0)
+    inputs = (q, k, v, grad, log_sum, delta)
+    wide = q.shape[2] > 128
+    if deterministic or wide:
+        kv = functools.partial(
+            mosaic_backward.backward_kv, *inputs, plan.by_key, problem, tilings[1].unfused(), programs
+        )
+        dk, dv = [x for part in ("dk", "dv") for x in kv(parts=(part,))] if wide else kv()
+        dq = mosaic_dq.backward_q(*inputs, plan.by_query, problem, tilings[2], programs)
+        dq = zero_gaps(dq, plan.q_gaps, programs)
+    else:
+        dq_sum = jax.new_ref(jnp.zeros(q.shape, jnp.float32))
+        dk, dv = mosaic_backward.backward_kv(*inputs, plan.by_key, problem, tilings[1], programs, dq_sum)
+        dq = (dq_sum[...] * (problem.scale / problem.divide_by)).astype(q.dtype)
+    dk, dv = (zero_gaps(x, plan.kv_gaps, programs) for x in (dk, dv))
+    none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, plan))
+    return dq, dk, dv, *none
+
+
+_attend.defvjp(_forward, _backward)

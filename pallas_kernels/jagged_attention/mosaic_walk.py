@@ -1,0 +1,330 @@
+"""What a compute warpgroup does in the backward kernel: the steps of `mosaic_backward`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.jagged_attention import mosaic_common as common
+from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS
+
+TILE = WARPGROUPS * ROWS
+QUERIES = 64  # queries a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How the kernel runs.
+
+    Attributes:
+      q_stages, do_stages: tiles of Q and dO in flight.
+      late: compute dQ of a step in the next one, under its activation (K of 64: there the other
+        matmuls are too short to hide it).
+      shared_ds: take dS of dK = dS Q from shared memory, not registers (fewer registers; fused only).
+    """
+
+    q_stages: int = 2
+    do_stages: int = 2
+    late: bool = False
+    shared_ds: bool = False
+
+    def unfused(self) -> Tiling:
+        """The same stages without what only the fused kernel has."""
+        return dataclasses.replace(self, late=False, shared_ds=False)
+
+
+def head_and_row(item, step, runs, group):
+    """Query head and first query of a step: all tiles of one head, then of the next one."""
+    if group == 1:
+        return item.head, runs.tile(step) * QUERIES
+    per_head = runs.steps
+    number = lax.div(step, per_head)
+    return item.head * group + number, runs.tile(step - number * per_head) * QUERIES
+
+
+class Walk:
+    """One warpgroup's walk over the query tiles of an item; `at[name]` are scratch refs and barriers."""
+
+    def __init__(self, problem, tiling, item, steps, before, runs, group, dq_ref, scratch):
+        self.problem, self.tiling, self.item = problem, tiling, item
+        self.steps, self.before, self.runs, self.group = steps, before, runs, group
+        self.dq_ref, self.at = dq_ref, scratch
+        self.zero = common.hidden_zero(item)
+        self.warpgroup = lax.axis_index("warpgroup") + self.zero
+        self.key = item.row + self.warpgroup * ROWS
+        self.dtype = scratch["q"].dtype
+        self.score = plgpu.ACC((ROWS, QUERIES), jnp.float32)
+        self.size = scratch["q"].shape[-1]
+
+    def q_slot(self, step):
+        return lax.rem(self.before + step + self.tiling.q_stages, self.tiling.q_stages)
+
+    def do_slot(self, step):
+        return lax.rem(self.before + step, self.tiling.do_stages)
+
+    def who(self, step):
+        """This warpgroup's number, made to look as if it depended on the step."""
+        return self.warpgroup + self.zero * step
+
+    def own(self, name, step):
+        return self.at[name].at[pl.ds(self.who(step) * ROWS, ROWS)]
+
+    def row(self, step):
+        return head_and_row(self.item, step, self.runs, self.group)[1]
+
+    # loads ------------------------------------------------------------------------------------
+
+    def wait(self, name, slot):
+        plgpu.barrier_wait(self.at[f"{name}_full"].at[slot])
+
+    # matmuls ----------------------------------------------------------------------------------
+
+    def issue_scores(self, acc, step):
+        q_t = self.at["q"].at[self.q_slot(step)].transpose((1, 0))
+        plgpu.wgmma(acc, self.own("k", step), q_t)
+
+    def issue_dp(self, acc, step):
+        do_t = self.at["do"].at[self.do_slot(step)].transpose((1, 0))
+        plgpu.wgmma(acc, self.own("v", step), do_t)
+
+    def issue_dv(self, acc, weights, step):
+        plgpu.wgmma(acc, weights, self.at["do"].at[self.do_slot(step)])
+
+    def issue_dk(self, acc, ds, step):
+        if self.tiling.shared_ds:
+            ds = self.at["ds"].at[lax.rem(self.before + step, 2), pl.ds(self.warpgroup * ROWS, ROWS)]
+        plgpu.wgmma(acc, ds, self.at["q"].at[self.q_slot(step)])
+
+    def issue_dq(self, acc, step):
+        columns = self.size // WARPGROUPS
+        ds_t = self.at["ds"].at[lax.rem(self.before + step, 2)].transpose((1, 0))
+        plgpu.wgmma(acc, ds_t, self.at["k"].at[:, pl.ds(self.who(step) * columns, columns)])
+
+    def dq_accumulator(self):
+        return plgpu.ACC((QUERIES, self.size // WARPGROUPS), jnp.float32)
+
+    # elementwise ------------------------------------------------------------------------------
+
+    def weigh(self, score, step):
+        """-> P (dtype of q), and what dS takes of it: the slope, or P for softmax."""
+        row = self.row(step)
+        everything = self.problem.all_visible(self.item, row, QUERIES, self.key, ROWS)
+        everything &= row + QUERIES <= self.item.q_length
+        shape = (ROWS, QUERIES)
+
+        def select(value, blank):
+            def masked():
+                key, query = common.iota(shape, 0, self.key), common.iota(shape, 1, row)
+                seen = self.problem.visible(self.item, query, key) & (query < self.item.q_length)
+                return jnp.where(seen, value, blank)
+
+            return lax.cond(everything, lambda: value, masked)
+
+        if self.problem.kind == "softmax":
+            log_sum = self.by_query("log_sum", self.q_slot(step))
+            weight = jnp.exp2(score * (self.problem.scale * common.LOG2_E) - log_sum)
+            weight = select(weight, 0.0)
+            weight = weight.astype(self.dtype)
+            return weight, weight  # kept narrow: float32 would spill
+        score = select(score, common.masked_score(self.problem))
+        weight, slope = common.activation_and_slope(self.problem, score)
+        return weight.astype(self.dtype), slope
+
+    def by_query(self, name, slot):
+        values = plgpu.load(self.at[name].at[slot], layout=plgpu.Layout.WGMMA.reduce(0))
+        return lax.broadcast_in_dim(values, (ROWS, QUERIES), [1])
+
+    def score_gradient(self, dp, kept, step):
+        if self.problem.kind == "softmax":
+            dp = dp - self.by_query("delta", self.do_slot(step))
+        return (dp * kept.astype(jnp.float32)).astype(self.dtype)
+
+    # dS and dQ --------------------------------------------------------------------------------
+
+    def share_ds(self, ds, step):
+        slot = lax.rem(self.before + step, 2)
+        self.at["ds"].at[slot, pl.ds(self.who(step) * ROWS, ROWS)][...] = ds
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(self.at["ds_full"].at[slot])
+
+    def wait_ds(self, step):
+        plgpu.barrier_wait(self.at["ds_full"].at[lax.rem(self.before + step, 2)])
+
+    def add_dq(self, dq, step):
+        """dQ's tile: this warpgroup's columns of all 64 queries."""
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        staged = self.at["dq"].at[self.who(step)]
+        staged[...] = dq
+        plgpu.commit_smem()
+        head, row = head_and_row(self.item, step, self.runs, self.group)
+        columns = self.size // WARPGROUPS
+        to = self.dq_ref.at[pl.ds(self.item.q_start + row, QUERIES), head, pl.ds(self.warpgroup * columns, columns)]
+        plgpu.copy_smem_to_gmem(staged, to, reduction_op="add")
+
+    # the two loops ----------------------------------------------------------------------------
+
+    def plain(self, dk=None, dv=None):
+        """-> {part: sum, unscaled}; dQ inside the step, warpgroups in lockstep."""
+        plgpu.barrier_wait(self.at["k_full"])
+        if dk is None:
+            plgpu.barrier_wait(self.at["v_full"])  # not needed, but its copy must have ended
+
+        def body(step, carry):
+            self.wait("q", self.q_slot(step))
+            if dk is None:
+                self.values_step(dv, step)
+                return carry
+            ds = pl.run_scoped(lambda s, dp: self.scores(s, dp, dv, step), self.score, self.score)
+            do_free = self.at["do_free"].at[self.do_slot(step)]
+            if self.dq_ref is None:
+                self.issue_dk(dk, ds, step)
+                plgpu.wgmma_wait(1)
+                plgpu.barrier_arrive(do_free)
+                return carry
+            self.share_ds(ds, step)
+            self.wait_ds(step)
+
+            def products(dq_acc):
+                self.issue_dq(dq_acc, step)
+                self.issue_dk(dk, ds, step)
+                dq = plgpu.wgmma_accumulator_load(dq_acc, wait_n=1)
+                plgpu.barrier_arrive(do_free)  # dV was issued before dQ, so it is done as well
+                return dq
+
+            self.add_dq(pl.run_scoped(products, self.dq_accumulator()), step)
+            return carry
+
+        lax.fori_loop(0, self.steps, body, ())
+        return self.finish(dk, dv)
+
+    def scores(self, s_acc, dp_acc, dv, step):
+        """S, dP and dV of a step -> dS (dtype of q)."""
+        self.issue_scores(s_acc, step)
+
+        @pl.when(step == 0)
+        def _():
+            plgpu.barrier_wait(self.at["v_full"])
+
+        self.wait("do", self.do_slot(step))
+        self.issue_dp(dp_acc, step)
+        score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
+        self.free_last_q(step)
+        weights, kept = self.weigh(score, step)
+        if dv is None:
+            dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
+        else:
+            self.issue_dv(dv, weights, step)
+            dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
+        return self.score_gradient(dp, kept, step)
+
+    def values_step(self, dv, step):
+        """A step of dV alone."""
+
+        def weights(s_acc):
+            self.issue_scores(s_acc, step)
+            score = plgpu.wgmma_accumulator_load(s_acc, wait_n=0)
+            return self.weigh(score, step)[0]
+
+        narrow = pl.run_scoped(weights, self.score)
+
+        @pl.when(step > 0)  # the wait for the scores was for the previous step's dV, too
+        def _():
+            plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step - 1 + self.tiling.do_stages)])
+
+        plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step)])
+        self.wait("do", self.do_slot(step))
+        self.issue_dv(dv, narrow, step)
+
+    def free_last_q(self, step):
+        """The previous step's dK is done: its Q is free."""
+
+        @pl.when(step > 0)
+        def _():
+            plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step - 1)])
+
+    def late(self, dk, dv):
+        """-> {part: sum, unscaled}; dQ of a step inside the next one."""
+        plgpu.barrier_wait(self.at["k_full"])
+
+        def late_dq(step, meanwhile=lambda: None):
+            def run(dq_acc):
+                self.wait_ds(step)
+                self.issue_dq(dq_acc, step)
+                result = meanwhile()
+                self.add_dq(plgpu.wgmma_accumulator_load(dq_acc, wait_n=0), step)
+                return result
+
+            return pl.run_scoped(run, self.dq_accumulator())
+
+        def step_body(step, first):
+            self.wait("q", self.q_slot(step))
+
+            def weights_of(s_acc):
+                self.issue_scores(s_acc, step)
+                if first:
+                    return self.weigh(plgpu.wgmma_accumulator_load(s_acc, wait_n=0), step)
+
+                def weigh():
+                    score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
+                    # dK of the previous step is done: its Q is free
+                    plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step - 1)])
+                    return self.weigh(score, step)
+
+                return late_dq(step - 1, weigh)
+
+            weights, kept = pl.run_scoped(weights_of, self.score)
+            if first:
+                plgpu.barrier_wait(self.at["v_full"])
+            self.wait("do", self.do_slot(step))
+
+            def gradient(dp_acc):
+                self.issue_dp(dp_acc, step)
+                self.issue_dv(dv, weights, step)
+                dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
+                return self.score_gradient(dp, kept, step)
+
+            ds = pl.run_scoped(gradient, self.score)
+            self.share_ds(ds, step)
+            self.issue_dk(dk, ds, step)
+            plgpu.wgmma_wait(1)
+            plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step)])
+
+        def body(step, carry):
+            step_body(step, False)
+            return carry
+
+        step_body(0, True)
+        lax.fori_loop(1, self.steps, body, ())
+        late_dq(self.steps - 1)
+        return self.finish(dk, dv)
+
+    def finish(self, dk, dv):
+        plgpu.wgmma_wait(0)
+        last = self.steps - 1
+        if dk is None:
+            plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(last)])
+        else:
+            plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(last)])
+        return {name: acc[...] for name, acc in (("dk", dk), ("dv", dv)) if acc is not None}
+
+    def store(self, sums, outs):
+        """Write this warpgroup's rows of the parts, through the shared memory of K and V."""
+        problem = self.problem
+        item, valid = self.item, jnp.clip(self.item.kv_length - self.key, 0, ROWS)
+        staged = {"dv": self.own("v", 0), "dk": self.own("k", 0)}
+        if "dv" in sums:
+            staged["dv"][...] = (sums["dv"] * (1.0 / problem.divide_by)).astype(self.dtype)
+        if self.dq_ref is not None:  # the other warpgroup may still read these rows of K for its dQ
+            plgpu.barrier_arrive(self.at["k_read"])
+            plgpu.barrier_wait(self.at["k_read"])
+        if "dk" in sums:
+            staged["dk"][...] = (sums["dk"] * (problem.scale / problem.divide_by)).astype(self.dtype)
+        plgpu.commit_smem()
+        for part, out in outs.items():
+            common.store_rows(staged[part], out.at[:, item.head], item.kv_start + self.key, valid, ROWS)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.barrier_arrive(self.at["kv_free"])

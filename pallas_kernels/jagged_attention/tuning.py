@@ -1,0 +1,38 @@
+"""Tile sizes per GPU and head size, from `tuning/<gpu>.json` (written by `python -m pallas_kernels.bench
+jagged_attention --tune`)."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import warnings
+
+from pallas_kernels.jagged_attention import mosaic_dq, mosaic_forward, mosaic_walk
+
+FOLDER = pathlib.Path(__file__).parent / "tuning"
+DEFAULT = "nvidia_h200"
+
+
+def file_name(device_kind: str) -> str:
+    """ "NVIDIA H200" -> "nvidia_h200"."""
+    return device_kind.lower().replace(" ", "_")
+
+
+@functools.cache
+def _table(name: str) -> dict:
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        warnings.warn(f"No tile sizes were tuned for {name}; using those of {DEFAULT}.", stacklevel=2)
+        path = FOLDER / f"{DEFAULT}.json"
+    return json.loads(path.read_text())
+
+
+def tilings(device_kind: str, head_size: int):
+    """(forward, backward, dq) tilings for a device and a head size of 64, 128 or 256."""
+    row = _table(file_name(device_kind))[str(head_size)]
+    return (
+        mosaic_forward.Tiling(**row["forward"]),
+        mosaic_walk.Tiling(**row["backward"]),
+        mosaic_dq.Tiling(**row["dq"]),
+    )

@@ -1,0 +1,28 @@
+"""Every test runs on 8 forced CPU devices, with a compilation cache shared by all of them."""
+
+import os
+import pathlib
+
+ON_GPU = os.environ.get("GEM_TEST_GPU") == "1"  # `GEM_TEST_GPU=1 pytest -m gpu` on a machine with a CUDA GPU
+if not ON_GPU:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def shared_data() -> pathlib.Path:
+    """Folder of real data beside the checkout; the test is skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(
+            f"needs the real data files in {SHARED_DATA.name}/ beside the checkout (they may not be redistributed)"
+        )
+    return SHARED_DATA

@@ -1,0 +1,248 @@
+"""The published blocks against float64 NumPy written from their equations; padding rows hold NaN."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gem_jax.models.gdpa import GDPAFeedForward
+from gem_jax.models.heads import MultiTaskHeads, PlainHead
+from gem_jax.models.hstu import HSTUBlock
+from gem_jax.models.interformer import PFFN, FeatureSummary, SequenceArch, SequenceSummary
+from gem_jax.models.sasrec import SASRecBlock
+from gem_jax.models.wukong import FactorizationMachineBlock, Wukong, WukongLayer
+from tests.gem_jax.nn import numpy_reference as ref
+from tests.gem_jax.nn.numpy_reference import f64
+from tests.gem_jax.nn.running import (
+    LENGTHS,
+    MAX_LEN,
+    NUM_ROWS,
+    assert_rows,
+    example_layout,
+    normal,
+    random_rows,
+    randomised,
+    run,
+)
+
+CLOSE = dict(rtol=1e-4, atol=1e-4)  # norms after products of random parameters multiply float32's 1e-7 by about 100
+NUM_EXAMPLES = len(LENGTHS)
+
+
+# Wukong
+
+
+def fmb(module, x):
+    """reshape(MLP(LN(flatten(FM(X))))) for one example [n, D]."""
+    products = x @ x.T if module.y is None else x @ (x.T @ f64(module.y))
+    return ref.mlp(module.mlp, ref.layer_norm(products.reshape(-1), module.norm)).reshape(-1, x.shape[1])
+
+
+def wukong_layer(module, x):
+    """LN([FMB(X), LCB(X)] + X)."""
+    tokens = np.concatenate([fmb(module.fmb, x), f64(module.lcb.weight).T @ x])
+    residual = x if module.residual is None else f64(module.residual.weight).T @ x
+    return ref.layer_norm(tokens + residual, module.norm)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_factorization_machine_block(rank):
+    module = randomised(lambda: FactorizationMachineBlock(5, 2, 4, rank=rank, hidden=(6,), rngs=nnx.Rngs(0)))
+    x = normal(3, 5, 4)
+    np.testing.assert_allclose(run(module, x), [fmb(module, example) for example in f64(x)], **CLOSE)
+
+
+@pytest.mark.parametrize("tokens_in", [5, 7])  # 5 = tokens out: a plain residual
+def test_wukong_layer(tokens_in):
+    options = dict(fmb_tokens=2, lcb_tokens=3, rank=3, hidden=(6,))
+    module = randomised(lambda: WukongLayer(tokens_in, 4, **options, rngs=nnx.Rngs(0)))
+    assert (module.residual is None) == (tokens_in == 5)
+    x = normal(3, tokens_in, 4)
+    np.testing.assert_allclose(run(module, x), [wukong_layer(module, example) for example in f64(x)], **CLOSE)
+
+
+def test_wukong_pyramid():
+    make = lambda: Wukong(9, 4, fmb_tokens=(4, 1), lcb_tokens=(3, 2), rank=2, hidden=(5,), rngs=nnx.Rngs(0))  # noqa: E731
+    module = randomised(make)
+    x = normal(3, 9, 4)
+    expected = [wukong_layer(module.layers[1], wukong_layer(module.layers[0], example)) for example in f64(x)]
+    y = run(module, x)
+    assert y.shape == (3, module.tokens_out, 4) == (3, 3, 4)
+    np.testing.assert_allclose(y, expected, **CLOSE)
+
+
+# InterFormer
+
+
+def pffn(module, summary, history):
+    """W_PFFN S with W_PFFN = X_sum W [D, D], on columns as the paper has them."""
+    w_pffn = summary.T @ f64(module.weight)
+    return (w_pffn @ history.T).T
+
+
+def gate(module, x):
+    return x * ref.sigmoid(ref.linear(module.linear, x))
+
+
+def test_pffn():
+    module = randomised(lambda: PFFN(4, 3, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(4)
+    summary = normal(NUM_EXAMPLES, 3, 4)
+    expected = [pffn(module, s, h) for s, h in zip(f64(summary), histories, strict=True)]
+    assert_rows(run(module, summary, x, example_layout()), expected)
+
+
+def test_feature_summary():
+    module = randomised(lambda: FeatureSummary(5, 2, 4, gate="gated", dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    x = normal(3, 5, 4)
+    compressed = np.einsum("nm,bnd->bmd", f64(module.compress.weight), f64(x))
+    np.testing.assert_allclose(run(module, x), gate(module.gate, compressed), **CLOSE)
+
+
+def test_sequence_summary():
+    sizes = dict(num_cls=1, num_pma=3, num_recent=2, num_heads=2)
+    module = randomised(lambda: SequenceSummary(4, **sizes, gate="gated", dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(4)
+    expected = []
+    for history in histories:
+        cls, events = np.zeros((1, 4)), history[1:]
+        cls[: len(history)] = history[:1]
+        newest = np.zeros((2, 4))
+        newest[2 - min(2, len(events)) :] = events[len(events) - min(2, len(events)) :]
+        expected.append(gate(module.gate, np.concatenate([cls, ref.pma(module.pma, history), newest])))
+    assert module.num_tokens == 6
+    np.testing.assert_allclose(run(module, x, example_layout()), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("personalise", ["pffn", "gdpa"])
+def test_sequence_arch(residual, personalise):
+    module = randomised(lambda: SequenceArch(4, 3, 2, personalise=personalise, residual=residual, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(4)
+    summary = normal(NUM_EXAMPLES, 3, 4)
+    expected = []
+    for s, history in zip(f64(summary), histories, strict=True):
+        if personalise == "gdpa":
+            p = gdpa(module.feed_forward, s, history)
+        elif residual:
+            p = history + pffn(module.feed_forward, s, ref.layer_norm(history, module.norms[0]))
+        else:
+            p = pffn(module.feed_forward, s, history)
+        normed = ref.layer_norm(p, module.norms[1]) if residual else p
+        attended = ref.self_attention(module.attention, normed, is_causal=False, max_len=MAX_LEN)
+        expected.append(p + attended if residual else attended)
+    assert_rows(run(module, summary, x, example_layout()), expected, tolerance=1e-4)
+
+
+# Kunlun
+
+
+def gdpa(module, summary, history):
+    """RMSNorm(silu(q K^T / tau) V + q), q = LN(S), K and V mixed per head from the summary tokens."""
+    tau = MAX_LEN if module.tau is None else module.tau
+    q = ref.layer_norm(history, module.norm_in)
+    size = module.head_dim
+    out = np.zeros_like(q)
+    for h in range(q.shape[1] // size):
+        span = slice(h * size, (h + 1) * size)
+        k = f64(module.w1)[:, h].T @ summary[:, span]
+        v = f64(module.w2)[:, h].T @ summary[:, span]
+        out[:, span] = ref.silu(q[:, span] @ k.T / tau) @ v
+    return ref.rms_norm(out + q, module.norm_out)
+
+
+@pytest.mark.parametrize("tau", [None, 1.5])
+def test_gdpa_feed_forward(tau):
+    module = randomised(lambda: GDPAFeedForward(6, 3, 2, num_keys=5, tau=tau, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(6)
+    summary = normal(NUM_EXAMPLES, 3, 6)
+    expected = [gdpa(module, s, h) for s, h in zip(f64(summary), histories, strict=True)]
+    assert_rows(run(module, summary, x, example_layout()), expected)
+
+
+# HSTU and SASRec
+
+
+def hstu(module, x, timestamps):
+    """The block as the authors' code computes it, one history at a time, pair by pair."""
+    num_rows, num_heads = len(x), module.num_heads
+    u, v, q, k = np.split(ref.silu(ref.linear(module.uvqk, ref.layer_norm(x, eps=1e-6))), 4, axis=-1)
+    q, k, v = (ref.heads(part, num_heads) for part in (q, k, v))
+    attended = np.zeros_like(q)
+    for i in range(num_rows):
+        next_time = timestamps[min(i + 1, num_rows - 1)]
+        for j in range(i + 1):
+            rab = 0.0
+            if module.relative_bias is not None:
+                bucket = int(np.log(max(1, abs(next_time - timestamps[j]))) / 0.301)
+                rab = f64(module.relative_bias.position)[MAX_LEN - 1 + j - i]
+                rab += f64(module.relative_bias.time)[min(bucket, 128)]
+            for h in range(num_heads):
+                attended[i, h] += ref.silu(q[i, h] @ k[j, h] + rab) / MAX_LEN * v[j, h]
+    return ref.linear(module.out, u * ref.layer_norm(attended.reshape(u.shape), eps=1e-6)) + x
+
+
+@pytest.mark.parametrize("relative_bias", [True, False])
+def test_hstu_block(relative_bias):
+    module = randomised(lambda: HSTUBlock(6, 2, 4, MAX_LEN, relative_bias=relative_bias, rngs=nnx.Rngs(0)))
+    assert module.uvqk.bias is None and module.out.bias is not None
+    x, histories = random_rows(6)
+    timestamps = -np.sort(np.random.default_rng(3).integers(0, 10**6, NUM_ROWS).astype(np.int32))[::-1]
+    layout = example_layout()
+    spans = [slice(o, o + n) for o, n in zip(layout.offsets[:-1], layout.lengths, strict=True)]
+    expected = [hstu(module, h, timestamps[s].astype(np.int64)) for h, s in zip(histories, spans, strict=True)]
+    # The norm of u * attention / n divides by sums that are small by 1 / n: float32 errors grow tenfold.
+    assert_rows(run(module, x, layout, timestamps), expected, tolerance=5e-4)
+
+
+def test_sasrec_block():
+    module = randomised(lambda: SASRecBlock(6, 2, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(6)
+    expected = []
+    for history in histories:
+        normed = ref.layer_norm(history, module.attention_norm)
+        y = history + ref.self_attention(module.attention, normed, max_len=MAX_LEN)
+        expected.append(y + ref.mlp(module.mlp, ref.layer_norm(y, module.mlp_norm)))
+    assert_rows(run(module, x, example_layout()), expected, tolerance=1e-4)
+
+
+# Heads
+
+
+def test_multi_task_heads():
+    options = dict(num_experts=4, expert_dim=6, tower_hidden=5)
+    module = randomised(lambda: MultiTaskHeads(7, 2, 3, **options, rngs=nnx.Rngs(0)))
+    x, domain = normal(9, 7), np.arange(9, dtype=np.int32) % 3
+    expected = np.zeros((9, 2))
+    for b in range(9):
+        experts = ref.relu(ref.linear(module.experts, f64(x[b]))).reshape(4, 6)
+        gates = ref.linear(module.gate, f64(x[b])) + f64(module.domain_gate)[domain[b]]
+        for task in range(2):
+            mixed = ref.softmax(gates.reshape(2, 4)[task]) @ experts
+            tower = ref.relu(mixed @ f64(module.tower)[task] + f64(module.tower_bias)[task])
+            expected[b, task] = tower @ f64(module.readout)[task] + f64(module.domain_bias)[domain[b], task]
+    np.testing.assert_allclose(run(module, x, domain), expected, **CLOSE)
+
+
+def test_heads_return_float32_logits():
+    x = normal(5, 8)
+    make = dict(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert PlainHead(8, 3, hidden=(4,), **make)(x).dtype == jnp.float32
+    logits = MultiTaskHeads(8, 3, 2, **make)(x, jnp.zeros(5, jnp.int32))
+    assert logits.shape == (5, 3) and logits.dtype == jnp.float32
+
+
+def test_blocks_do_not_mix_examples():
+    """Swapping two histories swaps their outputs, whatever lies around them."""
+    module = randomised(lambda: HSTUBlock(6, 2, 4, MAX_LEN, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(6)
+    layout = example_layout()
+    timestamps = np.arange(NUM_ROWS, dtype=np.int32)
+    changed = x.copy()
+    changed[layout.offsets[2] : layout.offsets[2] + layout.lengths[2]] += 1
+    y, z = (run(module, rows, dataclasses.replace(layout), timestamps) for rows in (x, changed))
+    other = np.asarray(layout.example) != 2
+    np.testing.assert_array_equal(y[other], z[other])
+    assert not np.allclose(y[~other], z[~other])

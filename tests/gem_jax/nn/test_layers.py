@@ -1,0 +1,139 @@
+"""Norms, MLPs, gates, rotary positions, dropout and feature interactions against float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gem_jax.nn.dropout import dropout, split_key
+from gem_jax.nn.gates import Gate
+from gem_jax.nn.interactions import DHEN, CrossNetwork, Interaction, LinearCompress, pairwise_dots
+from gem_jax.nn.mlp import MLP
+from gem_jax.nn.norms import LayerNorm, RMSNorm
+from gem_jax.nn.rope import rotate
+from tests.gem_jax.nn import numpy_reference as ref
+from tests.gem_jax.nn.numpy_reference import f64
+from tests.gem_jax.nn.running import normal, randomised, run
+
+CLOSE = dict(rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms(affine):
+    x = normal(4, 7) + 3
+    layer = randomised(lambda: LayerNorm(7, affine=affine, eps=1e-3))
+    np.testing.assert_allclose(run(layer, x), ref.layer_norm(f64(x), layer if affine else None, 1e-3), **CLOSE)
+    rms = randomised(lambda: RMSNorm(7, affine=affine, eps=1e-3))
+    np.testing.assert_allclose(run(rms, x), ref.rms_norm(f64(x), rms if affine else None, 1e-3), **CLOSE)
+
+
+def test_norms_compute_in_float32():
+    x = jnp.asarray(normal(4, 64) + 100).astype(jnp.bfloat16)  # a bfloat16 mean of these would be off by 0.1
+    for layer, expected in ((LayerNorm(64), ref.layer_norm(f64(x))), (RMSNorm(64), ref.rms_norm(f64(x)))):
+        y = layer(x)
+        assert y.dtype == jnp.bfloat16
+        np.testing.assert_allclose(f64(y), expected, rtol=2**-8, atol=2**-8)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+def test_mlp(activation):
+    module = randomised(lambda: MLP(5, (6, 4), 3, activation=activation, rngs=nnx.Rngs(0)))
+    x = normal(9, 5)
+    np.testing.assert_allclose(run(module, x), ref.mlp(module, f64(x)), **CLOSE)
+
+
+def test_mlp_keeps_the_scale_and_the_dtype():
+    module = MLP(64, (64, 64), 64, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    y = module(jnp.asarray(normal(256, 64)))
+    assert y.dtype == jnp.bfloat16
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(nnx.state(module)))
+    assert 0.5 < f64(y).std() < 2
+
+
+def test_dropout_is_off_without_a_key_and_unbiased_with_one():
+    x = jnp.ones((200, 50))
+    assert dropout(x, 0.3, None) is x
+    y = np.asarray(dropout(x, 0.3, jax.random.key(0)))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.7)}
+    kept = (y > 0).mean()
+    assert abs(kept - 0.7) < 4 * np.sqrt(0.3 * 0.7 / x.size)
+    assert split_key(None, 3) == [None] * 3
+    module = MLP(5, (64,), 3, dropout_rate=0.5, rngs=nnx.Rngs(0))
+    outputs = [module(jnp.ones((2, 5)), jax.random.key(seed)) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert not np.allclose(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("form", ["gated", "sigmoid", "tanh", "identity"])
+def test_gate(form):
+    module = randomised(lambda: Gate(4, form, rngs=nnx.Rngs(0)))
+    x = normal(3, 2, 4)
+    y = ref.linear(module.linear, f64(x))
+    expected = {
+        "gated": f64(x) * ref.sigmoid(y),
+        "sigmoid": ref.sigmoid(f64(x) * y),
+        "tanh": np.tanh(f64(x) * y),
+        "identity": f64(x) * y,
+    }[form]
+    np.testing.assert_allclose(run(module, x), expected, **CLOSE)
+
+
+def test_rotation():
+    q, k = normal(6, 2, 8), normal(6, 2, 8, seed=2)
+    positions = np.array([0, 1, 2, 5, 40, 3000])
+    np.testing.assert_allclose(rotate(q, positions), ref.rope(f64(q), positions), rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(rotate(q, np.zeros(6)), q)
+    # Scores depend on differences of positions only.
+    scores, shifted = (
+        np.einsum("ihk,jhk->hij", rotate(q, positions + shift), rotate(k, positions + shift)) for shift in (0, 17)
+    )
+    np.testing.assert_allclose(scores, shifted, rtol=1e-3, atol=1e-4)
+
+
+def cross_network(module, x):
+    crossed = x
+    for layer, up in enumerate(module.up):
+        inner = ref.linear(module.down[layer], crossed) if len(module.down) else crossed
+        crossed = x * ref.linear(up, inner) + crossed
+    return crossed
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_cross_network(rank):
+    module = randomised(lambda: CrossNetwork(5, 3, rank=rank, rngs=nnx.Rngs(0)))
+    x = normal(7, 5)
+    np.testing.assert_allclose(run(module, x), cross_network(module, f64(x)), **CLOSE)
+
+
+def dots(x):
+    pairs = [(i, j) for i in range(x.shape[1]) for j in range(i + 1, x.shape[1])]
+    return np.stack([(x[:, i] * x[:, j]).sum(-1) for i, j in pairs], axis=1)
+
+
+def interaction(module, x, tokens_out):
+    flat = x.reshape(len(x), -1)
+    y = dots(x) if module.cross is None else cross_network(module.cross, flat)
+    return ref.mlp(module.mlp, y).reshape(len(x), tokens_out, -1)
+
+
+def test_pairwise_dots_and_linear_compress():
+    x = normal(3, 5, 4)
+    np.testing.assert_allclose(pairwise_dots(x), dots(f64(x)), **CLOSE)
+    module = randomised(lambda: LinearCompress(5, 2, rngs=nnx.Rngs(0)))
+    np.testing.assert_allclose(run(module, x), np.einsum("nm,bnd->bmd", f64(module.weight), f64(x)), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["dot", "dcnv2"])
+def test_interaction(kind):
+    module = randomised(lambda: Interaction(kind, 5, 3, 4, hidden=(6,), rngs=nnx.Rngs(0)))
+    x = normal(3, 5, 4)
+    np.testing.assert_allclose(run(module, x), interaction(module, f64(x), 3), **CLOSE)
+
+
+def test_dhen():
+    module = randomised(lambda: DHEN(5, 3, 4, hidden=(6,), rngs=nnx.Rngs(0)))
+    x = normal(3, 5, 4)
+    y = sum(interaction(i, f64(x), 3) for i in module.interactions)
+    y += np.einsum("nm,bnd->bmd", f64(module.shortcut.weight), f64(x))
+    np.testing.assert_allclose(run(module, x), ref.layer_norm(y, module.norm), **CLOSE)

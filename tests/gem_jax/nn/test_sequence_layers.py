@@ -1,0 +1,158 @@
+"""Attention, pooling, tokens and events against float64 NumPy, history by history; padding rows hold NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gem_jax.nn.attention import JaggedSelfAttention
+from gem_jax.nn.events import LOG_YEAR, EventEncoder, MergedHistory, time_features
+from gem_jax.nn.jagged import Layout
+from gem_jax.nn.pooling import PMA, HierarchicalSeedPooling, SumKronLinear
+from gem_jax.nn.tokens import FeatureTokens
+from pallas_kernels.jagged_attention import Mask
+from tests.gem_jax.models.batches import BARE, FULL, embed, poison_padding, random_batch
+from tests.gem_jax.nn import numpy_reference as ref
+from tests.gem_jax.nn.numpy_reference import f64
+from tests.gem_jax.nn.running import (
+    MAX_LEN,
+    assert_rows,
+    example_layout,
+    normal,
+    quick_jit,
+    random_rows,
+    randomised,
+    run,
+)
+
+CLOSE = dict(rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(kind="softmax"),
+        dict(kind="softmax", rope=False, qk_norm=True, mask=Mask(causal=False)),
+        dict(kind="silu", qk_norm=True),
+    ],
+)
+def test_self_attention(options):
+    module = randomised(lambda: JaggedSelfAttention(8, 2, **options, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(8)
+    is_causal = module.mask.causal
+    expected = [ref.self_attention(module, h, is_causal=is_causal, max_len=MAX_LEN) for h in histories]
+    assert_rows(run(module, x, example_layout()), expected)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="num_heads=3 does not divide the width 8"):
+        JaggedSelfAttention(8, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="even head dim"):
+        JaggedSelfAttention(6, 2, rngs=nnx.Rngs(0))
+
+
+def test_pma():
+    module = randomised(lambda: PMA(8, 3, 2, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(8)
+    y = run(module, x, example_layout())
+    np.testing.assert_allclose(y, [ref.pma(module, h) for h in histories], **CLOSE)
+
+
+def sum_kron(module, x):
+    """sum_i Z_i^T X W_i for one example [S, D]."""
+    return sum(z.T @ x @ w for z, w in zip(f64(module.z), f64(module.w), strict=True))
+
+
+def test_sum_kron_linear():
+    module = randomised(lambda: SumKronLinear(6, 2, 4, 3, rngs=nnx.Rngs(0)))
+    x = normal(5, 6, 4)
+    np.testing.assert_allclose(run(module, x), [sum_kron(module, example) for example in f64(x)], **CLOSE)
+
+
+def test_hierarchical_seed_pooling():
+    module = randomised(lambda: HierarchicalSeedPooling(8, 6, 3, 2, num_terms=2, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(8)
+    q = ref.heads(ref.linear(module.query, ref.layer_norm(f64(module.seeds), module.norm)), 2)
+    expected = []
+    for history in histories:
+        pooled = np.zeros((6, 8))
+        if len(history):
+            k, v = (ref.heads(part, 2) for part in np.split(ref.linear(module.kv, history), 2, axis=-1))
+            pooled = ref.attention(q, k, v, lambda s: ref.softmax(s / 2))
+        expected.append(sum_kron(module.condense, ref.linear(module.out, pooled)))
+    np.testing.assert_allclose(run(module, x, example_layout()), expected, **CLOSE)
+
+
+def test_feature_tokens():
+    batch = random_batch(FULL, 5)
+    _, embedded = embed(FULL, batch, 4)
+    module = randomised(lambda: FeatureTokens(FULL, 4, dense_hidden=(3,), rngs=nnx.Rngs(0)))
+    tokens = module(batch, embedded)
+    assert tokens.shape == (5, module.num_tokens, 4) == (5, 6, 4)
+    for i, feature in enumerate(FULL.categoricals):
+        np.testing.assert_array_equal(tokens[:, i], embedded.features[feature.name])
+    np.testing.assert_allclose(tokens[:, module.dense_index], ref.mlp(module.dense, f64(batch.dense)), **CLOSE)
+    image = ref.linear(module.vector_linears[0], f64(batch.vectors["image"]))
+    np.testing.assert_allclose(tokens[:, 5], image, **CLOSE)
+    bare = random_batch(BARE, 5)
+    assert FeatureTokens(BARE, 4, rngs=nnx.Rngs(0))(bare, embed(BARE, bare, 4)[1]).shape == (5, 2, 4)
+
+
+def test_time_features():
+    features = np.asarray(time_features(jnp.array([0, 60, 3600, 31_536_000, 2**31 - 1])))
+    assert features.shape == (5, 17) and np.isfinite(features).all()
+    np.testing.assert_array_equal(features[0], [0] + [1] * 8 + [0] * 8)
+    assert abs(features[3, 0] - 1) < 1e-3  # a year
+    assert np.all(np.diff(features[:, 0]) > 0)
+
+
+def encoded(module, history_rows, age_s):
+    """One history by the equations: MaskNet(S) = MLP_lce(S * MLP_mask(S)), or a Linear."""
+    age = np.log1p(age_s.astype(np.float64))[:, None] / LOG_YEAR
+    waves = np.pi * age * np.arange(1, 9)
+    x = np.concatenate([*history_rows, age, np.cos(waves), np.sin(waves)], axis=1)
+    if module.mask is not None:
+        x = x * ref.mlp(module.mask, x)
+    return ref.mlp(module.project, x)
+
+
+@pytest.mark.parametrize("form", ["linear", "masknet"])
+def test_event_encoder(form):
+    batch = random_batch(FULL, 6)
+    batch, embedded = poison_padding(batch, embed(FULL, batch, 4)[1])
+    source = FULL.sequence("impressions")
+    events, rows = batch.sequences["impressions"], embedded.events["impressions"]
+    module = randomised(lambda: EventEncoder(source, 4, 6, form=form, rngs=nnx.Rngs(0)))
+    layout = Layout.of(events, source.max_len)
+    rows = {name: np.asarray(x) for name, x in rows.items()}
+    graphdef, state = nnx.split(module)
+
+    def forward(state, rows):
+        y = nnx.merge(graphdef, state)(events, rows, layout)
+        return y.sum(), y
+
+    gradients, y = quick_jit(jax.grad(forward, argnums=(0, 1), has_aux=True))(state, rows)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    expected = np.zeros(y.shape)
+    for start, length in zip(events.offsets[:-1], events.lengths, strict=True):
+        span = slice(start, start + length)
+        attributes = [f64(rows[a.name])[span] for a in source.attributes]
+        expected[span] = encoded(module, attributes, events.age_s[span])
+    np.testing.assert_allclose(y, expected, rtol=5e-5, atol=5e-5)
+
+
+def test_merged_history_ends_with_the_candidate():
+    batch = random_batch(FULL, 6)
+    _, embedded = embed(FULL, batch, 4)
+    module = randomised(lambda: MergedHistory(FULL, 4, 3, rngs=nnx.Rngs(0)))
+    candidate = normal(6, 3)
+    graphdef, state = nnx.split(module)
+    y, layout, age = quick_jit(lambda s, *a: nnx.merge(graphdef, s)(*a))(state, batch, embedded, candidate)
+    assert module.max_len == layout.max_len == 11 + 20 + 1
+    lengths = sum(batch.sequences[s.name].lengths for s in FULL.sequences)
+    np.testing.assert_array_equal(layout.lengths, lengths + 1)
+    for b in range(6):
+        rows = slice(layout.offsets[b], layout.offsets[b] + layout.lengths[b])
+        np.testing.assert_array_equal(y[rows][-1], candidate[b])
+        assert age[rows][-1] == 0 and np.all(np.diff(age[rows]) <= 0)

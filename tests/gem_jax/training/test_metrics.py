@@ -1,0 +1,292 @@
+"""Each metric against scikit-learn or a float64 formula written out example by example."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, roc_auc_score
+
+from gem_jax.data.batch import HostColumns
+from gem_jax.data.schema import Schema, Task
+from gem_jax.training.metrics import (
+    Evaluator,
+    WindowMetrics,
+    calibration_curve,
+    example_sums,
+    grouped_auc,
+    rates,
+    scalars,
+    share_closed,
+)
+
+DOMAINS = ("feed", "stories", "reels", "search", "empty")
+SCHEMA = Schema(tables=(), categoricals=(), tasks=(Task(name="click"), Task(name="buy")), domains=DOMAINS)
+
+# Sums of n float64 terms in another order differ by at most about n eps relative to the sum of magnitudes: 1e-12 for
+# the 4000 examples here.
+RTOL = 1e-12
+
+
+def random_batch(seed: int, size: int, *, num_users: int = 60, weighted: bool = True) -> tuple[np.ndarray, HostColumns]:
+    """Scores with ties, a quarter of the labels unobserved, a tenth of the slots empty and poisoned with NaN."""
+    rng = np.random.default_rng(seed)
+    logits = np.round(rng.normal(-1.5, 1.5, (size, 2)), 1).astype(np.float32)
+    true_probability = 1 / (1 + np.exp(-0.7 * logits.astype(np.float64) + 0.3))
+    labels = (rng.random((size, 2)) < true_probability).astype(np.float32)
+    labels[rng.random((size, 2)) < 0.25] = np.nan
+    weight = rng.choice([0.25, 1.0, 3.7], size).astype(np.float32) if weighted else np.ones(size, np.float32)
+    empty = rng.random(size) < 0.1
+    weight[empty] = 0
+    logits[empty] = np.nan
+    logits[np.isnan(labels)] = np.nan
+    true_probability[empty] = np.nan
+    host = HostColumns(
+        labels=labels,
+        domain=rng.integers(0, len(DOMAINS) - 1, size).astype(np.int32),
+        weight=weight,
+        user=rng.integers(0, num_users, size).astype(np.int64) * 2**40,
+        true_probability=true_probability.astype(np.float32),
+        num_examples=int((~empty).sum()),
+        truncated={},
+        position=size,
+    )
+    return logits, host
+
+
+def evaluate(*batches: tuple[np.ndarray, HostColumns]) -> dict:
+    evaluator = Evaluator(SCHEMA)
+    for logits, host in batches:
+        evaluator.update(logits, host)
+    return evaluator.result()
+
+
+def observed(logits, host, task: int, domain: int | None = None):
+    """(z, y, w, user, true p) in float64 of the examples that count."""
+    keep = ~np.isnan(host.labels[:, task]) & (host.weight > 0)
+    if domain is not None:
+        keep &= host.domain == domain
+    columns = logits[:, task], host.labels[:, task], host.weight, host.user, host.true_probability[:, task]
+    return tuple(c[keep] if c.dtype == np.int64 else c[keep].astype(np.float64) for c in columns)
+
+
+def expected_measures(z, y, w, user, true_p) -> dict:
+    """The same metrics from scikit-learn and plain loops."""
+    p = 1 / (1 + np.exp(-z))
+    base = np.average(y, weights=w)
+    entropy = -(base * math.log(base) + (1 - base) * math.log(1 - base))
+    aucs, user_weights = [], []
+    for u in np.unique(user):
+        mine = user == u
+        if 0 < y[mine].sum() < mine.sum():
+            aucs.append(roc_auc_score(y[mine], z[mine], sample_weight=w[mine]))
+            user_weights.append(w[mine].sum())
+    logloss = log_loss(y, p, sample_weight=w)
+    return {
+        "logloss": logloss,
+        "ne": logloss / entropy,
+        "bayes_ne": log_loss(y, true_p, sample_weight=w) / entropy,
+        "auc": roc_auc_score(y, z, sample_weight=w),
+        "gauc": np.average(aucs, weights=user_weights),
+        "calibration": (w * p).sum() / (w * y).sum(),
+        "base_rate": base,
+        "num_examples": len(y),
+        "num_positives": y.sum(),
+    }
+
+
+def assert_measures(actual: dict, expected: dict, rtol: float = RTOL):
+    for name, value in expected.items():
+        assert actual[name] == pytest.approx(value, rel=rtol), name
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_every_metric_by_task_and_domain(weighted):
+    logits, host = random_batch(0, 4000, weighted=weighted)
+    result = evaluate((logits, host))
+    assert list(result) == ["click", "buy"]
+    for n, task in enumerate(result):
+        assert_measures(result[task], expected_measures(*observed(logits, host, n)))
+        assert list(result[task]["by_domain"]) == list(DOMAINS)
+        for d in range(len(DOMAINS) - 1):
+            of_domain = result[task]["by_domain"][DOMAINS[d]]
+            assert_measures(of_domain, expected_measures(*observed(logits, host, n, d)))
+
+
+def test_empty_domain_and_no_update_are_none_not_nan():
+    expected = {"num_examples": 0, "num_positives": 0} | dict.fromkeys(
+        ("ne", "bayes_ne", "auc", "gauc", "calibration", "logloss", "base_rate")
+    )
+    assert evaluate(random_batch(1, 50))["click"]["by_domain"]["empty"] == expected
+    nothing = evaluate()["buy"]
+    assert {name: nothing[name] for name in expected} == expected
+    assert nothing["calibration_curve"] == []
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_one_class_only(label):
+    logits, host = random_batch(2, 100)
+    host.labels[~np.isnan(host.labels)] = label
+    click = evaluate((logits, host))["click"]
+    assert click["ne"] is click["bayes_ne"] is click["auc"] is click["gauc"] is None
+    assert click["logloss"] > 0 and click["base_rate"] == label
+    assert (click["calibration"] is None) == (label == 0)
+
+
+def test_result_is_strict_json():
+    json.dumps(evaluate(random_batch(3, 30)), allow_nan=False)
+
+
+def test_unknown_truth_leaves_bayes_undefined_only():
+    logits, host = random_batch(4, 500)
+    host.true_probability[np.flatnonzero(~np.isnan(host.labels[:, 0]) & (host.weight > 0))[0], 0] = np.nan
+    result = evaluate((logits, host))
+    assert result["click"]["bayes_ne"] is None and result["click"]["ne"] is not None
+    assert result["buy"]["bayes_ne"] is not None
+
+
+def test_each_example_its_own_user_has_no_gauc():
+    logits, host = random_batch(5, 200)
+    host.user[:] = np.arange(200)
+    assert evaluate((logits, host))["click"]["gauc"] is None
+
+
+def test_extreme_logits_are_exact():
+    # p(1 | -800) underflows in float64; the loss is still 800 nats. Ranking is by logit, where sigmoids would tie.
+    sums = example_sums(np.array([-800.0, 800.0, 40.0, 41.0]), np.array([1.0, 0.0, 0.0, 1.0]), np.ones(4))
+    assert rates(sums)["logloss"] == pytest.approx((800 + 800 + 40) / 4, rel=1e-15)
+    assert grouped_auc(np.array([40.0, 41.0]), np.array([0.0, 1.0]), np.ones(2), np.zeros(2))[0][0] == 1.0
+
+
+def test_diverged_model_is_named():
+    logits, host = random_batch(6, 20)
+    logits[np.flatnonzero(~np.isnan(host.labels[:, 1]) & (host.weight > 0))[0], 1] = np.nan
+    with pytest.raises(ValueError, match="task 'buy': 1 logits .* not finite"):
+        Evaluator(SCHEMA).update(logits, host)
+
+
+def test_merge_and_batching_do_not_matter():
+    batches = [random_batch(seed, size) for seed, size in ((7, 300), (8, 1), (9, 700))]
+    at_once = evaluate(*batches)
+    left, right = Evaluator(SCHEMA), Evaluator(SCHEMA)
+    left.update(*batches[0])
+    right.update(*batches[1])
+    right.update(*batches[2])
+    left.merge(right)
+    left.merge(Evaluator(SCHEMA))
+    assert left.result() == at_once
+
+
+def test_evaluator_keeps_its_own_copy():
+    logits, host = random_batch(10, 100)
+    evaluator = Evaluator(SCHEMA)
+    evaluator.update(logits, host)
+    before = evaluator.result()
+    host.labels[:] = 0
+    logits[:] = 0
+    assert evaluator.result() == before
+
+
+def test_window_agrees_with_the_evaluator_merges_and_resets():
+    a, b = random_batch(11, 400), random_batch(12, 300)
+    window, other = WindowMetrics(SCHEMA), WindowMetrics(SCHEMA)
+    window.update(*a)
+    other.update(*b)
+    window.merge(other)
+    expected = evaluate(a, b)
+    for task, measures in window.result().items():
+        assert_measures(measures, {name: expected[task][name] for name in measures})
+    window.reset()
+    assert window.result()["click"]["num_examples"] == 0 and window.result()["click"]["ne"] is None
+    assert other.result()["click"]["num_examples"] > 0
+
+
+def test_scalars_and_share_closed():
+    flat = scalars("eval", evaluate(random_batch(13, 200)))
+    assert {"eval/ne/click", "eval/gauc/buy", "eval/bayes_ne/click", "eval/calibration/buy"} <= set(flat)
+    assert all(isinstance(value, float) for value in flat.values())
+    assert share_closed(0.9, 0.8) == pytest.approx(0.5)
+    assert share_closed(None, 0.8) is share_closed(0.9, None) is share_closed(0.9, 1.0) is None
+
+
+def test_calibration_curve_bins():
+    rng = np.random.default_rng(14)
+    z, w = rng.normal(-2, 1, 6000), rng.choice([1.0, 2.0], 6000)
+    y = (rng.random(6000) < 1 / (1 + np.exp(-z))).astype(float)
+    curve = calibration_curve(z, y, w)
+    assert len(curve) == 12 and sum(point["num_examples"] for point in curve) == 6000
+    predictions = [point["prediction"] for point in curve]
+    assert predictions == sorted(predictions)
+    # The lowest twelfth of the weight, by hand; an example on the border may fall to either side.
+    order = np.argsort(z)
+    lowest = order[np.cumsum(w[order]) <= w.sum() / 12]
+    assert curve[0]["num_examples"] == pytest.approx(len(lowest), abs=1)
+    assert curve[0]["observed"] == pytest.approx(np.average(y[lowest], weights=w[lowest]), abs=3 / len(lowest))
+    for point in curve:  # the model is the truth: five standard errors, widened for the uneven weights
+        p = point["prediction"]
+        assert abs(point["observed"] - p) < 6 * math.sqrt(p * (1 - p) / point["num_examples"])
+
+
+def test_constant_model_has_one_calibration_bin():
+    y = np.array([0.0, 1.0, 0.0, 0.0])
+    (point,) = calibration_curve(np.full(4, -1.0), y, np.ones(4))
+    assert point == {"prediction": pytest.approx(1 / (1 + math.e)), "observed": 0.25, "num_examples": 4}
+
+
+# Sums run on from group to group: an AUC is off by up to n eps times all weight (80) over its group's (0.5).
+ATOL = 40 * 160 * np.finfo(np.float64).eps
+
+few_examples = st.lists(
+    st.tuples(st.integers(-3, 3), st.sampled_from([0.0, 1.0]), st.sampled_from([0.5, 1.0, 2.0]), st.integers(0, 2)),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(few_examples)
+def test_grouped_auc_is_the_share_of_pairs_won(examples):
+    scores, labels, weight, group = (np.array(column) for column in zip(*examples, strict=True))
+    auc, total = grouped_auc(scores, labels, weight, group)
+    for i, g in enumerate(np.unique(group)):
+        won = pairs = 0.0
+        for s, y, w, in_g in zip(scores, labels, weight, group == g, strict=True):
+            for s2, y2, w2, in_g2 in zip(scores, labels, weight, group == g, strict=True):
+                if in_g and in_g2 and y == 1 and y2 == 0:
+                    pairs += w * w2
+                    won += w * w2 * ((s > s2) + 0.5 * (s == s2))
+        assert total[i] == weight[group == g].sum()
+        assert auc[i] == pytest.approx(won / pairs, abs=ATOL) if pairs else np.isnan(auc[i])
+
+
+@settings(max_examples=100, deadline=None)
+@given(few_examples, st.floats(0.1, 10))
+def test_invariances(examples, scale):
+    scores, labels, weight, group = (np.array(column) for column in zip(*examples, strict=True))
+    auc = grouped_auc(scores, labels, weight, group)[0]
+    # any increasing map of the scores, and any factor on the weights, leaves AUC alone
+    np.testing.assert_array_equal(grouped_auc(scores**3 + 5, labels, weight, group)[0], auc)
+    np.testing.assert_allclose(grouped_auc(scores, labels, weight * scale, group)[0], auc, atol=ATOL)
+    # swapping the classes mirrors it
+    np.testing.assert_allclose(grouped_auc(-scores, 1 - labels, weight, group)[0], auc, atol=ATOL)
+    measures = rates(example_sums(scores, labels, weight))
+    rescaled = rates(example_sums(scores, labels, weight * scale))
+    for name in ("ne", "calibration", "logloss", "base_rate"):
+        if measures[name] is None:
+            assert rescaled[name] is None
+        else:
+            assert rescaled[name] == pytest.approx(measures[name], rel=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.001, 0.999), st.integers(2, 50))
+def test_predicting_the_base_rate_has_ne_1(rate, n):
+    labels = (np.arange(n) < max(1, int(rate * n))).astype(float)
+    weight = np.linspace(1, 2, n)
+    base = np.average(labels, weights=weight)
+    if 0 < labels.sum() < n:
+        measures = rates(example_sums(np.full(n, math.log(base / (1 - base))), labels, weight))
+        assert measures["ne"] == pytest.approx(1, rel=1e-12)
+        assert measures["calibration"] == pytest.approx(1, rel=1e-12)

@@ -1,0 +1,92 @@
+"""Argument checks, dispatch, and memory of the CPU path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_attention, seed_attention
+
+Q = jnp.zeros((32, 2, 16))
+OFFSETS = np.array([0, 8, 32])
+
+
+def call(q=Q, k=Q, v=Q, offsets=OFFSETS, lengths=None, max_len=24, **more):
+    return jagged_attention(q, k, v, offsets, lengths, max_len=max_len, **more)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(offsets=np.array([0, 4, 32])), "multiple of 8"),
+        (dict(max_len=20), "more than max_len=20"),
+        (dict(lengths=np.array([9, 1])), "must fit between"),
+        (dict(lengths=np.array([1, 1, 1])), "one entry a sequence"),
+        (dict(offsets=np.array([0, 40])), "offsets end at row 40"),
+        (dict(offsets=np.array([0.0, 8.0])), "integer vector"),
+        (dict(max_len=0), "max_len must be at least 1"),
+        (dict(kind="gelu"), "kind must be one of"),
+        (dict(k=jnp.zeros((32, 3, 16)), v=jnp.zeros((32, 3, 16))), "divides q's H"),
+        (dict(v=jnp.zeros((32, 2, 8))), "divides q's H"),
+        (dict(k=Q.astype(jnp.bfloat16), v=Q.astype(jnp.bfloat16)), "share one floating dtype"),
+        (dict(q=Q[0]), "must be"),
+        (dict(num_targets=np.array([1])), "num_targets must have one entry"),
+        (dict(implementation="cuda"), "implementation must be one of"),
+        (dict(bias=RelativeBias(jnp.zeros(3), jnp.zeros(3), jnp.zeros(32, jnp.int32))), "2 \\* max_len - 1"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        call(**arguments)
+
+
+def test_wrong_mask():
+    with pytest.raises(ValueError, match=r"Mask\.window"):
+        Mask(window=0)
+    with pytest.raises(ValueError, match=r"Mask\.prefix"):
+        Mask(prefix=-1)
+
+
+def test_wrong_dense_arguments():
+    with pytest.raises(ValueError, match="gdpa needs k and v"):
+        gdpa(Q, Q, Q, OFFSETS, max_len=24)
+    with pytest.raises(ValueError, match="seed_attention needs q"):
+        seed_attention(Q[0], Q, Q, OFFSETS, max_len=24)
+
+
+def test_hopper_backend_says_what_it_needs():
+    if jax.default_backend() == "gpu":
+        pytest.skip("this machine may have what it needs")
+    q = Q.astype(jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="Hopper|heads of"):
+        call(q=q, k=q, v=q, implementation="mosaic_gpu")
+
+
+def test_defaults_to_xla_on_cpu_and_runs_under_jit():
+    if jax.default_backend() != "cpu":
+        pytest.skip("CPU only")
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=Q.shape), jnp.float32)
+    by_default = jax.jit(lambda q, o: jagged_attention(q, q, q, o, max_len=24))(q, OFFSETS)
+    np.testing.assert_array_equal(by_default, call(q, q, q, implementation="xla"))
+
+
+def test_memory_is_linear_in_tokens():
+    """Temporary memory of forward and backward, for sequences of one length, doubles with their number."""
+
+    def temporary(batch):
+        length = 640
+        shape = jax.ShapeDtypeStruct((batch * length, 2, 16), jnp.float32)
+        offsets = jax.ShapeDtypeStruct((batch + 1,), jnp.int32)
+
+        def loss(q, k, v, offsets):
+            return jagged_attention(q, k, v, offsets, max_len=length, implementation="xla").sum()
+
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape, offsets).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    # the scores at hand are a constant (SCORE_BYTES), so compare increments
+    small, middle, large = (temporary(batch) for batch in (64, 128, 256))
+    assert large - middle <= 2.1 * (middle - small)
+    per_token = (large - middle) / (128 * 640)
+    assert per_token < 32 * 2 * 16 * 4  # a few dozen copies of a float32 row of q, not a row of scores

@@ -1,0 +1,52 @@
+"""Hopper kernels compile for an H200 without one, and ptxas neither serialises their matmuls nor spills.
+
+Needs jax's CUDA 13 plugin (`pip install jax-cuda13-plugin jax-cuda13-pjrt`, no GPU or driver) and the
+assembler and disassembler that Triton's wheel carries; runs in a process of its own, since the plugin
+must be found before jax starts.
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+PARTS = ("jax_cuda13_plugin", "jax_plugins", "triton")
+MISSING = [name for name in PARTS if importlib.util.find_spec(name) is None]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+
+# bytes of spills ptxas may report; what is there sits in the copy warpgroup, off the critical path
+LIMITS = {
+    ("silu", 64): 32,
+    ("silu", 128): 96,
+    ("softmax", 64): 32,
+    ("softmax", 128): 128,
+}
+
+
+@pytest.mark.parametrize(("kind", "size"), LIMITS)
+def test_no_serialised_matmuls_and_few_spills(kind, size):
+    tools = pathlib.Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+        "MOSAIC_GPU_DUMP_PTXAS": "1",
+        "CUDA_TOOLS": str(tools),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), *sys.path]),
+    }
+    command = [sys.executable, str(HERE / "compile_for_hopper.py"), kind, str(size)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-2000:]
+    for code in ("C7510", "C7511", "C7512", "C7513", "C7514", "C7517"):
+        assert code not in output, f"ptxas serialises wgmma ({code})"
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", output)]
+    assert spills and max(spills) <= LIMITS[kind, size], spills

@@ -1,0 +1,69 @@
+"""Tiles that a Hopper program visits, and the balanced work list."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.jagged_attention import Mask, make_plan, plan, tiles
+from pallas_kernels.jagged_attention.mask import visible
+from tests.pallas_kernels.jagged_attention.cases import MASKS
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("num_targets", [None, 0, 5, 130])
+def test_tiles_cover_what_is_visible(name, num_targets):
+    """Each visible pair lies in a visited tile, no tile is visited twice, and without targets and prefix
+    no tile is visited in vain."""
+    mask, targets = MASKS[name], num_targets is not None
+    for length in (1, 129, 300):
+        history = length - min(num_targets or 0, length)
+        place = np.arange(length)
+        seen = np.asarray(visible(mask, place[:, None], place, history, targets))
+        for first in range(0, length, 128):
+            row = jnp.int32(first)
+            keys = tiles.key_tiles(mask, row, 128, jnp.int32(length), jnp.int32(history), 64, targets)
+            queries = tiles.query_tiles(mask, row, 128, jnp.int32(length), jnp.int32(history), 64, targets)
+            own = slice(first, first + 128)
+            for runs, rows in ((keys, seen[own].any(0)), (queries, seen[:, own].any(1))):
+                visited = np.asarray(runs.tile(jnp.arange(int(runs.steps)))).tolist()
+                needed = set((np.nonzero(rows)[0] // 64).tolist())
+                assert visited == sorted(set(visited)) and needed <= set(visited)
+                if not targets and not mask.prefix:
+                    assert needed == set(visited)
+
+
+@pytest.mark.parametrize("mask", [Mask(), Mask(window=100)])
+def test_plan_has_each_tile_once_and_is_balanced(mask):
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(size=32) * 0.8) * 600, 0, 2048).astype(np.int32)
+    lengths[3] = 0
+    offsets = np.concatenate([[0], np.cumsum(-(-lengths // 8) * 8)]).astype(np.int32)
+    heads, kv_heads, programs = 4, 2, 12
+    made = make_plan(
+        offsets, lengths, num_rows=int(offsets[-1]) + 40, heads=heads, kv_heads=kv_heads, mask=mask, programs=programs
+    )
+    for table, count in ((made.by_query, heads), (made.by_key, kv_heads)):
+        table = np.asarray(table)
+        rows = dict(zip(plan.FIELDS, table, strict=True))
+        used = rows["q_length"] > 0
+        items = {tuple(x) for x in table[[0, 5, 6]][:, used].T.tolist()}
+        expected = {
+            (int(start), row, head)
+            for start, length in zip(offsets, lengths, strict=False)
+            for row in range(0, length, plan.TILE)
+            for head in range(count)
+        }
+        assert items == expected and used.sum() == len(expected)
+        cost = np.where(used, plan.ITEM_OVERHEAD + rows["row"] + plan.TILE, 0).reshape(-1, programs).sum(0)
+        if table is made.by_query and mask.window is None:
+            assert cost.max() < 1.1 * cost.mean()
+    gaps = np.asarray(made.q_gaps)
+    assert gaps[0] == 5 and np.all(gaps[1:6] == offsets[-1] // 8 + np.arange(5))
+
+
+def test_plan_is_built_under_jit():
+    offsets = jnp.array([0, 8, 32])
+    eager = make_plan(offsets, num_rows=32, heads=2)
+    jitted = jax.jit(lambda o: make_plan(o, num_rows=32, heads=2))(offsets)
+    jax.tree.map(np.testing.assert_array_equal, eager, jitted)

@@ -1,0 +1,56 @@
+"""Imports go one way: configs -> gem_jax -> pallas_kernels -> jax; and what only one place may use stays there."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} uses a relative import"
+            names.add(node.module or "")
+    return names
+
+
+def imports_under(folder: str) -> dict[str, set[str]]:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files, f"no Python files in {folder}"
+    return {str(f.relative_to(ROOT)): imported(f) for f in files}
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [("gem_jax", ("configs", "tests")), ("pallas_kernels", ("gem_jax", "configs", "tests", "flax", "optax"))],
+)
+def test_one_way(folder, forbidden):
+    for path, names in imports_under(folder).items():
+        wrong = [n for n in names if n.split(".")[0] in forbidden]
+        assert not wrong, f"{path} imports {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [
+        ("orbax", "gem_jax/training/checkpoint.py"),
+        ("grain", "gem_jax/data"),
+        ("pyarrow", "gem_jax/data"),
+        ("tensorboardX", "gem_jax/training/logging.py"),
+    ],
+)
+def test_each_library_has_one_home(package, home):
+    users = [p for p, names in imports_under("gem_jax").items() if package in {n.split(".")[0] for n in names}]
+    assert users, f"{package} is a dependency that nothing imports"
+    assert all(p.startswith(home) for p in users), users
+
+
+def test_models_know_nothing_of_training():
+    for folder in ("gem_jax/models", "gem_jax/nn"):
+        for path, names in imports_under(folder).items():
+            assert not [n for n in names if n.startswith("gem_jax.training")], path
