@@ -85,7 +85,7 @@ def test_rowwise_adagrad_matches_a_loop(ids, l2):
     step = jax.jit(functools.partial(rowwise_adagrad.update, learning_rate=0.1, eps=1e-8, l2=l2))
     new_table, new_accumulator = step(table, accumulator, ids.astype(np.int32), grads)
     want_table, want_accumulator = adagrad_by_loop(table, accumulator, ids, grads, 0.1, 1e-8, l2)
-    # A row sums up to R float32 gradients: relative error R eps/2 at worst, sqrt(R) eps typical; 500 lookups of 20 rows -> ~25 each.
+    # A row sums up to R float32 gradients: relative error R eps/2 at worst, sqrt(R) eps typical; 500 lookups of 20 rows: ~25 each.
     np.testing.assert_allclose(new_table, want_table, rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(new_accumulator, want_accumulator, rtol=2e-5)
     untouched = np.setdiff1d(np.arange(20), ids)
