@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 DENSE_GROUPS = (
-    (r"(^|/)(scale|seeds|domain_gate|position|time|(\w+_)?bias)$", "no_decay"),
+    (r"(^|/)(scale|seeds|domain_gate|places|position|time|(\w+_)?bias)$", "no_decay"),
     (r"(^|/)(kernel|weight|tower|readout|w|w1|w2|y|z)$", "decay"),
 )
 """(pattern of the parameter's path, group); the first match wins and a path that matches none is an error."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from gem_jax.data.schema import Schema
 from gem_jax.embedding.collection import TableCollection
-from gem_jax.models import ModelConfig
+from gem_jax.models import ModelConfig, table_width
 from gem_jax.training.flat import FlatLayout, FlatState
 from gem_jax.training.optimizer import OptimizerConfig, dense_optimizer
 
@@ -64,7 +64,7 @@ def init_state(
     Raises:
       ValueError: a parameter has no optimizer group, or the model does not fit the schema.
     """
-    tables = TableCollection(schema, model.embedding_dim)
+    tables = TableCollection(schema, table_width(model, schema))
     graph, abstract = nnx.split(nnx.eval_shape(lambda: model.build(schema, rngs=nnx.Rngs(0), dtype=dtype)))
     layout = FlatLayout.of(abstract)
 

@@ -1,6 +1,7 @@
 """What every complete model must do; and the baselines' equations."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from gem_jax.embedding.collection import TableCollection, lookup
+from gem_jax.models import GemConfig, table_width
 from gem_jax.models.dcnv2 import DCNv2Config
 from gem_jax.models.dlrm import DLRMConfig
 from gem_jax.models.hstu import HSTUConfig
@@ -17,6 +19,7 @@ from gem_jax.models.interformer import InterFormerConfig
 from gem_jax.models.logistic_regression import LogisticRegressionConfig
 from gem_jax.models.sasrec import SASRecConfig
 from gem_jax.models.wukong import WukongConfig
+from gem_jax.training.flat import FlatLayout
 from tests.gem_jax.models.batches import BARE, FULL, embed, poison_padding, random_batch
 from tests.gem_jax.nn import numpy_reference as ref
 from tests.gem_jax.nn.numpy_reference import f64
@@ -32,6 +35,9 @@ CONFIGS = {
     "logistic_regression": LogisticRegressionConfig(),
     "dlrm": DLRMConfig(embedding_dim=8, bottom_hidden=(8,), top_hidden=(16,)),
     "dcnv2": DCNv2Config(embedding_dim=8, hidden=(16,)),
+    "gem": GemConfig(
+        embedding_dim=8, num_layers=1, fmb_tokens=4, lcb_tokens=4, rank=4, fmb_hidden=(16,), expert_dim=16
+    ),
 }
 NUM_STEPS = 60
 
@@ -40,9 +46,10 @@ NUM_STEPS = 60
 def test_model_fits_examples_and_ignores_padding(name):
     config = CONFIGS[name]
     batch = random_batch(FULL, 64, filled=60)
-    table, embedded = embed(FULL, batch, config.embedding_dim)
-    ids = TableCollection(FULL, config.embedding_dim).ids(batch)
-    split = TableCollection(FULL, config.embedding_dim).split
+    width = table_width(config, FULL)
+    table, embedded = embed(FULL, batch, width)
+    ids = TableCollection(FULL, width).ids(batch)
+    split = TableCollection(FULL, width).split
 
     def make():  # XLA compiles this generator's code in a tenth of the time of the default one's
         return config.build(FULL, nnx.Rngs(jax.random.key(0, impl="unsafe_rbg")))
@@ -92,20 +99,25 @@ def test_model_fits_examples_and_ignores_padding(name):
 @pytest.mark.parametrize("schema", [FULL, BARE], ids=["full", "bare"])
 def test_model_builds_for_any_schema_in_bfloat16_with_dropout(name, schema):
     config = CONFIGS[name]
-    if name == "logistic_regression":
-        config = dataclasses.replace(config, embedding_dim=len(schema.tasks))
-    else:
+    if name != "logistic_regression":
         config = dataclasses.replace(config, dropout=0.1)
     batch = random_batch(schema, 6)
-    collection = TableCollection(schema, config.embedding_dim)
+    collection = TableCollection(schema, table_width(config, schema))
 
     def forward(batch):
-        rows = jnp.zeros((collection.ids(batch).size, config.embedding_dim), jnp.bfloat16)
+        rows = jnp.zeros((collection.ids(batch).size, collection.dim), jnp.bfloat16)
         model = config.build(schema, nnx.Rngs(0), jnp.bfloat16)
         return model(batch, collection.split(rows, batch), jax.random.key(0))
 
     logits = jax.eval_shape(forward, batch)
     assert logits.shape == (6, len(schema.tasks)) and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_has_an_optimizer(name):
+    _, state = nnx.split(nnx.eval_shape(lambda: CONFIGS[name].build(FULL, nnx.Rngs(0))))
+    layout = FlatLayout.of(state)  # raises for a parameter that no pattern covers
+    assert sum(map(math.prod, layout.shapes)) == sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("change", [dict(interaction="dot"), dict(personalise="gdpa"), dict(residual=False)])
@@ -119,7 +131,7 @@ def test_interformer_choices_build(change):
 
 def run_baseline(config):
     batch = random_batch(FULL, 6)
-    _, embedded = embed(FULL, batch, config.embedding_dim)
+    _, embedded = embed(FULL, batch, table_width(config, FULL))
     model = randomised(lambda: config.build(FULL, nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
     logits = quick_jit(lambda state, *a: nnx.merge(graphdef, state)(*a))(state, batch, embedded)
@@ -138,8 +150,6 @@ def test_logistic_regression_equation():
     inputs = np.concatenate([f64(batch.dense), f64(batch.vectors["image"])], axis=1)
     expected = np.einsum("bfn,fn->bn", features, f64(model.scale)) + ref.linear(model.linear, inputs)
     np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=2e-5)
-    with pytest.raises(ValueError, match="set embedding_dim=2"):
-        LogisticRegressionConfig(embedding_dim=1).build(FULL, nnx.Rngs(0))
 
 
 def test_dlrm_equation():
