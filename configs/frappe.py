@@ -15,7 +15,7 @@ def get_config() -> Config:
         name="frappe",
         data=FrappeConfig(path=""),
         model=WukongConfig(
-            embedding_dim=16,
+            embedding_dim=64,
             fmb_tokens=(8, 8),
             lcb_tokens=(8, 8),
             rank=8,
@@ -23,7 +23,7 @@ def get_config() -> Config:
             head_hidden=(256, 128),
             dropout=0.2,
         ),
-        batch=BatchConfig(examples=2048),
-        optimizer=OptimizerConfig(learning_rate=2e-3, table_learning_rate=0.05, weight_decay=1e-2),
+        batch=BatchConfig(examples=4096),
+        optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.1, table_l2=0.1, weight_decay=1e-2),
         train=TrainConfig(epochs=15.0),
     )

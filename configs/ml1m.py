@@ -14,7 +14,7 @@ def get_config() -> Config:
     return Config(
         name="ml1m",
         data=MovieLensConfig(path="", max_len=64),
-        model=GemConfig(embedding_dim=32, levels=(Level(), Level(recent=16)), num_experts=0, dropout=0.1),
+        model=GemConfig(embedding_dim=32, levels=(Level(), Level(recent=16)), domain_gates=False, dropout=0.1),
         batch=BatchConfig(examples=512, tokens={"past": 512 * 56}),
         optimizer=OptimizerConfig(learning_rate=2e-3, table_learning_rate=0.05, weight_decay=1e-2),
     )

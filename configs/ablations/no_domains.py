@@ -13,5 +13,5 @@ from gem_jax.models import GemConfig
 def get_config() -> Config:
     config = load(pathlib.Path(__file__).parents[1] / "gem_debug.py")
     assert isinstance(config.model, GemConfig)
-    model = dataclasses.replace(config.model, num_experts=0)
+    model = dataclasses.replace(config.model, domain_gates=False)
     return config.replace(name="no_domains", model=model)

@@ -10,7 +10,7 @@ summaries cross over, and both sides go on in parallel with nothing compressed a
 
 What is published, approximated or our reading:
 - published: optimised factorization machine and LCB (Wukong), gates and interleaving (InterFormer), GDPA (Kunlun), HSTU block.
-- our reading of Meta's description, which has no formula: cross-layer attention, the pyramid, experts gated by domain.
+- our reading of Meta's description, which has no formula: cross-layer attention, the pyramid, heads gated by domain.
 
 Shape letters: B examples, n tokens, D width, m tokens of X_sum, N tasks.
 """
@@ -26,7 +26,7 @@ from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
 from gem_jax.embedding.collection import Embedded
 from gem_jax.models.cross_layer import CrossLayerAttention
-from gem_jax.models.heads import MultiTaskHeads, PlainHead
+from gem_jax.models.heads import DomainGatedHeads, PlainHead
 from gem_jax.models.interformer import FeatureSummary
 from gem_jax.models.pyramid import HistorySummary, Level, Pyramid, SequenceLayer, Streams
 from gem_jax.models.wukong import FactorizationMachineBlock
@@ -66,12 +66,10 @@ class GemConfig:
     """Tokens of each history's summary pooled by learned queries."""
     num_recent: int = 2
     """Newest rows in each history's summary."""
-    num_experts: int = 4
-    """Experts shared by tasks and domains, gated by both; 0 for one MLP that knows no domains."""
-    expert_dim: int = 64
-    """Width of each expert."""
-    tower_hidden: int = 32
-    """Hidden size of each task's tower."""
+    head_hidden: int = 64
+    """Hidden units that the heads of all tasks share."""
+    domain_gates: bool = True
+    """Every task and domain has its own gates on the hidden units; False for heads that know no domains."""
     dense_hidden: tuple[int, ...] = (64,)
     """Hidden sizes of the MLP that makes the dense features a token."""
     dropout: float = 0.0
@@ -181,21 +179,14 @@ class GemModel(nnx.Module):
         self.layers = nnx.List([GemLayer(config, num_modules, i + 1, **make) for i in range(config.num_layers)])
         self.last = Cross(config, num_modules, **make)
         features = (config.num_tokens + self.last.num_history_tokens) * width
-        self.heads: MultiTaskHeads | PlainHead
-        if config.num_experts:
-            self.heads = MultiTaskHeads(
-                features,
-                len(schema.tasks),
-                len(schema.domains),
-                num_experts=config.num_experts,
-                expert_dim=config.expert_dim,
-                tower_hidden=config.tower_hidden,
-                dropout_rate=config.dropout,
-                **make,
-            )
+        num_tasks, num_domains = len(schema.tasks), len(schema.domains)
+        self.heads: DomainGatedHeads | PlainHead
+        if config.domain_gates:
+            sizes = dict(hidden=config.head_hidden, dropout_rate=config.dropout)
+            self.heads = DomainGatedHeads(features, num_tasks, num_domains, **sizes, **make)
         else:
-            hidden = (config.expert_dim,)
-            self.heads = PlainHead(features, len(schema.tasks), hidden=hidden, dropout_rate=config.dropout, **make)
+            sizes = dict(hidden=(config.head_hidden,), dropout_rate=config.dropout)
+            self.heads = PlainHead(features, num_tasks, **sizes, **make)
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
         """Logits, float32."""

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from gem_jax.models.gdpa import GDPAFeedForward
-from gem_jax.models.heads import MultiTaskHeads, PlainHead
+from gem_jax.models.heads import DomainGatedHeads, PlainHead
 from gem_jax.models.hstu import HSTUBlock
 from gem_jax.models.interformer import PFFN, FeatureSummary, SequenceArch, SequenceSummary
 from gem_jax.models.sasrec import SASRecBlock
@@ -211,18 +211,15 @@ def test_sasrec_block():
 # Heads
 
 
-def test_multi_task_heads():
-    options = dict(num_experts=4, expert_dim=6, tower_hidden=5)
-    module = randomised(lambda: MultiTaskHeads(7, 2, 3, **options, rngs=nnx.Rngs(0)))
+def test_domain_gated_heads():
+    module = randomised(lambda: DomainGatedHeads(7, 2, 3, hidden=6, rngs=nnx.Rngs(0)))
     x, domain = normal(9, 7), np.arange(9, dtype=np.int32) % 3
     expected = np.zeros((9, 2))
     for b in range(9):
-        experts = ref.relu(ref.linear(module.experts, f64(x[b]))).reshape(4, 6)
-        gates = ref.linear(module.gate, f64(x[b])) + f64(module.domain_gate)[domain[b]]
+        hidden = ref.relu(ref.linear(module.shared, f64(x[b])))
         for task in range(2):
-            mixed = ref.softmax(gates.reshape(2, 4)[task]) @ experts
-            tower = ref.relu(mixed @ f64(module.tower)[task] + f64(module.tower_bias)[task])
-            expected[b, task] = tower @ f64(module.readout)[task] + f64(module.domain_bias)[domain[b], task]
+            gate = 2 / (1 + np.exp(-f64(module.domain_gate)[domain[b], task]))
+            expected[b, task] = (gate * hidden) @ f64(module.readout)[task] + f64(module.domain_bias)[domain[b], task]
     np.testing.assert_allclose(run(module, x, domain), expected, **CLOSE)
 
 
@@ -230,7 +227,7 @@ def test_heads_return_float32_logits():
     x = normal(5, 8)
     make = dict(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert PlainHead(8, 3, hidden=(4,), **make)(x).dtype == jnp.float32
-    logits = MultiTaskHeads(8, 3, 2, **make)(x, jnp.zeros(5, jnp.int32))
+    logits = DomainGatedHeads(8, 3, 2, hidden=4, **make)(x, jnp.zeros(5, jnp.int32))
     assert logits.shape == (5, 3) and logits.dtype == jnp.float32
 
 

@@ -36,7 +36,7 @@ CONFIGS = {
     "dlrm": DLRMConfig(embedding_dim=8, bottom_hidden=(8,), top_hidden=(16,)),
     "dcnv2": DCNv2Config(embedding_dim=8, hidden=(16,)),
     "gem": GemConfig(
-        embedding_dim=8, num_layers=1, fmb_tokens=4, lcb_tokens=4, rank=4, fmb_hidden=(16,), expert_dim=16
+        embedding_dim=8, num_layers=1, fmb_tokens=4, lcb_tokens=4, rank=4, fmb_hidden=(16,), head_hidden=16
     ),
 }
 NUM_STEPS = 60
