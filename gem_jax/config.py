@@ -3,10 +3,12 @@
 python -m gem_jax.train configs/gem_debug.py train.seed=1 batch.examples=256
 """
 
+import contextlib
 import dataclasses
 import importlib.util
-import json
+import io
 import pathlib
+import typing
 from typing import Any, Literal
 
 import tyro
@@ -14,13 +16,15 @@ import tyro
 from gem_jax.data.criteo import CriteoConfig
 from gem_jax.data.frappe import FrappeConfig
 from gem_jax.data.loader import BatchConfig
-from gem_jax.data.movielens import MovieLensConfig
+from gem_jax.data.movielens import MovieLensConfig, SasRecConfig
 from gem_jax.data.parquet import ParquetConfig
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.models import ModelConfig
 from gem_jax.training.optimizer import OptimizerConfig
 
-type DataConfig = SyntheticConfig | ParquetConfig | CriteoConfig | FrappeConfig | MovieLensConfig
+type DataConfig = SyntheticConfig | ParquetConfig | CriteoConfig | FrappeConfig | MovieLensConfig | SasRecConfig
+
+_TYRO_CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 
 
 class ConfigError(ValueError):
@@ -48,6 +52,14 @@ class TrainConfig:
     shuffle: bool = True
     """Shuffle the training examples; off keeps the stream's order in time."""
 
+    def __post_init__(self):
+        for name in ("epochs", "eval_every", "eval_examples", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"train.{name}={value} must be positive")
+        if self.seed < 0:
+            raise ConfigError(f"train.seed={self.seed} must not be negative")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -60,6 +72,10 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     runs_dir: str = "runs"
     """Folder that holds the runs."""
+
+    def __post_init__(self):
+        if not self.name or "/" in self.name:
+            raise ConfigError(f"name='{self.name}' must be the name of a folder, without '/'")
 
     def replace(self, **changes: Any) -> "Config":
         return dataclasses.replace(self, **changes)
@@ -98,7 +114,7 @@ def from_command_line(arguments: list[str]) -> tuple[pathlib.Path, Config, bool]
         raise ConfigError("name a config first, e.g. python -m gem_jax.train configs/gem_debug.py batch.examples=256")
     config = load(words[0], words[1:])
     if wants_help:
-        _parse(config, ["--help"], quiet=False)
+        _print_help(config)
     return pathlib.Path(words[0]), config, "--resume" in flags
 
 
@@ -106,7 +122,7 @@ def load(path: str | pathlib.Path, overrides: list[str] | None = None) -> Config
     """The config that `path`'s `get_config()` returns, with `a.b=value` overrides applied.
 
     Raises:
-      ConfigError: no such file, no `get_config` in it, an unknown field, or a value that its field cannot take.
+      ConfigError: no such file, one that fails or makes no config, an unknown field, or a value that its field cannot take.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -115,10 +131,16 @@ def load(path: str | pathlib.Path, overrides: list[str] | None = None) -> Config
     if spec is None or spec.loader is None:
         raise ConfigError(f"config file '{path}' is not a Python file; name one of configs/*.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"config file '{path}' has no function get_config(); add one that returns a Config")
-    return override(module.get_config(), overrides or [])
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else None
+    except ConfigError:
+        raise
+    except Exception as error:  # the file is the user's own program and may raise anything
+        raise ConfigError(f"config file '{path}' fails with {type(error).__name__}: {error}; correct it") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"config file '{path}' has no function get_config() that returns a Config; add one")
+    return override(config, overrides or [])
 
 
 def override(config: Config, assignments: list[str]) -> Config:
@@ -129,75 +151,74 @@ def override(config: Config, assignments: list[str]) -> Config:
     Raises:
       ConfigError: an assignment names no field, or its field cannot take the value.
     """
-    flags = []
+    changes = {}
     for assignment in assignments:
-        name, equals, value = assignment.partition("=")
+        name, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"'{assignment}' is not an override; write field=value, e.g. batch.examples=256")
-        parent, old = _find(config, name)
-        if isinstance(parent, dict):
-            config = _with_entry(config, name, _number(name, value))
-            continue
-        values = [v for v in value.split(",") if v] if isinstance(old, tuple) else [value]
-        flag = [f"--{name}", *values]
-        _parse_or_say(config, flag, name, value)
-        flags += flag
-    return _parse(config, flags) if flags else config
+        changes[name] = _value(name, text, _type_of(config, name))
+    try:
+        return _changed(config, changes)
+    except ValueError as error:  # a config's own check of its values
+        raise ConfigError(str(error)) from error
 
 
-def _find(config: Config, name: str) -> tuple[Any, Any]:
-    """The node that holds the field, and the field's value."""
-    parent: Any = None
+def _type_of(config: Config, name: str) -> Any:
+    """The annotated type of the field, or of the dict's or tuple's entry, that `name` leads to."""
     node: Any = config
+    hint: Any = Config
     path = ""
     for part in name.split("."):
         if isinstance(node, dict):
-            return node, node.get(part)
-        if isinstance(node, tuple) and part.isdecimal() and int(part) < len(node):
-            parent, node = node, node[int(part)]
+            hint, node = typing.get_args(hint)[1], node.get(part)
+        elif isinstance(node, tuple) and part.isdecimal() and int(part) < len(node):
+            hint, node = typing.get_args(hint)[0], node[int(part)]
         elif dataclasses.is_dataclass(node) and part in (known := [f.name for f in dataclasses.fields(node)]):
-            parent, node = node, getattr(node, part)
+            hint, node = typing.get_type_hints(type(node), include_extras=True)[part], getattr(node, part)
         else:
             fields = ", ".join(known) if dataclasses.is_dataclass(node) else "no fields"
             raise ConfigError(f"unknown config field '{name}'; {path or 'the config'} has {fields}")
         path = f"{path}.{part}" if path else part
-    return parent, node
+    if dataclasses.is_dataclass(node) or isinstance(node, dict):
+        raise ConfigError(f"config field '{name}' is a group; set what is in it, as {name}.<field>=<value>")
+    return hint
 
 
-def _with_entry(config: Any, name: str, value: float) -> Any:
-    """`config` with an entry of one of its dicts set."""
-    first, _, rest = name.partition(".")
-    if isinstance(config, dict):
-        return {**config, name: value}
-    return dataclasses.replace(config, **{first: _with_entry(getattr(config, first), rest, value)})
-
-
-def _number(name: str, text: str) -> float:
+def _value(name: str, text: str, hint: Any) -> Any:
+    """`text` as a value of type `hint`."""
+    words = [v for v in text.split(",") if v] if typing.get_origin(hint) is tuple else [text]
+    holder = dataclasses.make_dataclass("Holder", [("value", hint)])
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"config entry '{name}' cannot be '{text}'; give a number") from error
-
-
-def _parse_or_say(config: Config, flag: list[str], name: str, value: str) -> None:
-    try:
-        _parse(config, flag)
+        with contextlib.redirect_stderr(io.StringIO()):  # our own sentence takes the place of tyro's box
+            return tyro.cli(holder, args=["--value", *words], config=_TYRO_CONFIG).value
     except SystemExit as error:
-        node, _ = _find(config, name)
-        field = name.rpartition(".")[2]
-        wanted = next((f.type for f in dataclasses.fields(node) if f.name == field), "another type")
-        wanted = wanted.__name__ if isinstance(wanted, type) else wanted
-        raise ConfigError(f"config field '{name}' cannot be '{value}'; it takes {wanted}") from error
+        wanted = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+        raise ConfigError(f"config field '{name}' cannot be '{text}'; it takes {wanted}") from error
 
 
-def _parse(config: Config, flags: list[str], *, quiet: bool = True) -> Config:
-    return tyro.cli(
+def _changed(node: Any, changes: dict[str, Any]) -> Any:
+    """`node` with the values at the dotted names in `changes`; each node is made anew once, with all its changes."""
+    if "" in changes:
+        return changes[""]
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        first, _, rest = name.partition(".")
+        parts.setdefault(first, {})[rest] = value
+    if isinstance(node, dict):
+        return node | {key: _changed(node.get(key), inner) for key, inner in parts.items()}
+    if isinstance(node, tuple):
+        return tuple(_changed(x, parts[str(i)]) if str(i) in parts else x for i, x in enumerate(node))
+    return dataclasses.replace(node, **{key: _changed(getattr(node, key), inner) for key, inner in parts.items()})
+
+
+def _print_help(config: Config) -> None:
+    """Prints every field with its meaning and its value in `config`, and exits."""
+    tyro.cli(
         Config,
         default=config,
-        args=flags,
+        args=["--help"],
         prog="python -m gem_jax.train <config.py>",
         description="Fields of the config; change one with a.b=value, continue a run with --resume.",
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        config=_TYRO_CONFIG,
         use_underscores=True,
-        console_outputs=not quiet,
     )

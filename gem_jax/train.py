@@ -5,13 +5,17 @@
     python -m gem_jax.train configs/gem_debug.py --resume           continue the newest run of that name
     python -m gem_jax.train configs/gem_debug.py --help             every field, its meaning and its default
 
+An error in a config or in data is one line; with GEM_TRACEBACK=1 in the environment it comes with Python's traceback.
+
 The way of the data:  source -> loader (shuffle, pack) -> Batch -> train step -> logits -> metrics -> run folder.
 """
 
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
+import shlex
 import signal
 import sys
 import time
@@ -27,8 +31,8 @@ from rich.console import Console
 from gem_jax.config import Config, ConfigError, from_command_line
 from gem_jax.data.batch import HostColumns
 from gem_jax.data.loader import Loader
-from gem_jax.data.source import DataError, FirstExamples, Source, Splits
-from gem_jax.training.checkpoint import Checkpointer, CheckpointError, write_json
+from gem_jax.data.source import FirstExamples, Source, Splits
+from gem_jax.training.checkpoint import Checkpointer, write_json
 from gem_jax.training.cost import forward_flops
 from gem_jax.training.logging import RunLogger, print_table
 from gem_jax.training.metrics import Evaluator, WindowMetrics, scalars
@@ -40,9 +44,11 @@ from gem_jax.training.step import EvalStep, make_eval_step, make_train_step
 LOG_EVERY = 20
 """Steps between two entries of metrics.jsonl."""
 
+DIVERGED_ADVICE = "lower optimizer.learning_rate or optimizer.table_learning_rate, or clip harder (optimizer.clip_norm)"
+
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite."""
+    """The loss or an evaluated logit is no longer finite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,12 @@ class Progress:
         for source, dropped in host.truncated.items():
             self.truncated[source] = self.truncated.get(source, 0) + dropped
 
+    def count_seconds(self, since: float) -> float:
+        """Adds the time since `since`, a value of `time.perf_counter`; returns the time now."""
+        now = time.perf_counter()
+        self.seconds += now - since
+        return now
+
 
 def train(config: Config, *, resume: bool = False, console: Console | None = None) -> Result:
     """Train, evaluate and report one run.
@@ -87,7 +99,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
 
     Raises:
       DataError, ConfigError, CheckpointError, ValueError: something the user gave is wrong; the message says what to change.
-      DivergedError: the loss became NaN or infinite.
+      DivergedError: the loss or a logit became NaN or infinite.
     """
     started = time.perf_counter()
     console = console or Console()
@@ -95,7 +107,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     # --- Data: examples by index, shuffled and packed into batches of static shape --------------------------------------------
     splits = config.data.build()
     _check_names(config, splits)
-    total = round(config.train.epochs * len(splits.train))
+    total = max(round(config.train.epochs * len(splits.train)), 1)
     loader = Loader(
         splits.train,
         config.batch,
@@ -129,14 +141,18 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         loader.restore(position["loader"])
         resume_step = progress.step
     batches = iter(loader)
-    first = next(batches, None)  # data that cannot be read shows here, before anything is written
+    # Data that cannot be read shows here, before anything is written. A finished run that is resumed has nothing left.
+    first = next(batches, None) if progress.examples < total else None
     if not resume:
         run_dir = new_run_folder(config.runs_dir, config.name)
         checkpointer = Checkpointer(run_dir)
     write_json(run_dir / "config.json", config.to_dict())
 
-    def save() -> None:
+    def save(since: float) -> float:
+        window.flush()  # raises before a diverged model takes the place of a checkpoint
+        now = progress.count_seconds(since)
         checkpointer.save(state, {"progress": dataclasses.asdict(progress), "loader": loader.state()})
+        return now
 
     # --- The loop: one step a batch; what a step returns is looked at while the next one runs ---------------------------------
     log = RunLogger(run_dir, total_examples=total, resume_step=resume_step, console=console)
@@ -144,7 +160,7 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     time_to_first_step_s = None
     with log, _interruption() as interrupted:
         clock = time.perf_counter()
-        for batch, host in itertools.chain([first] if first else [], batches):
+        for batch, host in itertools.chain([first], batches) if first else ():
             before = progress.examples
             state, outputs = train_step(state, batch, np.float32(before / total))
             progress.advance(host)
@@ -158,15 +174,13 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
             if interrupted() or progress.examples >= total:
                 break
             if _passed(config.train.checkpoint_every, before, progress.examples):
-                save()
+                clock = save(clock)
             if _passed(config.train.eval_every, before, progress.examples):
                 pause = time.perf_counter()
                 result = evaluate(config, setup, eval_step, state, splits.valid or splits.test)
                 log.log(progress.step, progress.examples, scalars("valid" if splits.valid else "eval", result))
                 clock += time.perf_counter() - pause
-        window.flush()
-        progress.seconds += time.perf_counter() - clock
-        save()
+        save(clock)
         batches.close()
         checkpointer.close()
 
@@ -205,7 +219,11 @@ def base_rate_logits(source: Source, limit: int = 20_000) -> np.ndarray:
 
 
 def evaluate(config: Config, setup: Setup, eval_step: EvalStep, state: TrainState, source: Source) -> dict[str, Any]:
-    """One pass over the first `train.eval_examples` of `source`: metrics as `Evaluator.result` gives them."""
+    """One pass over the first `train.eval_examples` of `source`: metrics as `Evaluator.result` gives them.
+
+    Raises:
+      DivergedError: a logit is not finite.
+    """
     evaluator = Evaluator(setup.schema)
     if config.train.eval_examples is not None:
         source = FirstExamples(source, config.train.eval_examples)
@@ -213,11 +231,19 @@ def evaluate(config: Config, setup: Setup, eval_step: EvalStep, state: TrainStat
     for batch, host in Loader(source, config.batch, seed=None, num_epochs=1):
         logits = eval_step(state, batch)
         if pending is not None:
-            evaluator.update(np.asarray(pending[0]), pending[1])
+            _score(evaluator, *pending)
         pending = (logits, host)
     if pending is not None:
-        evaluator.update(np.asarray(pending[0]), pending[1])
+        _score(evaluator, *pending)
     return evaluator.result()
+
+
+def _score(evaluator: Evaluator, outputs: jax.Array, host: HostColumns) -> None:
+    logits = np.asarray(outputs)
+    broken = ~np.isfinite(logits) & (host.weight > 0)[:, None] & ~np.isnan(host.labels)
+    if broken.any():
+        raise DivergedError(f"{broken.sum()} logits of an evaluated batch are not finite; {DIVERGED_ADVICE}")
+    evaluator.update(logits, host)
 
 
 class _Window:
@@ -243,10 +269,7 @@ class _Window:
     def _take(self, step: int, examples: int, outputs: dict, host: HostColumns, last: bool = False) -> None:
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} at step {step}; lower optimizer.learning_rate or optimizer.table_learning_rate, or "
-                "clip harder (optimizer.clip_norm)"
-            )
+            raise DivergedError(f"the loss is {loss} at step {step}; {DIVERGED_ADVICE}")
         self._losses.append(loss)
         self._metrics.update(np.asarray(outputs["logits"]), host)
         if step % LOG_EVERY and not last:
@@ -297,23 +320,36 @@ def _interruption() -> Iterator[Callable[[], bool]]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; returns the exit code: 0, 1 (diverged), 2 (the user's input is wrong), 130 (interrupted)."""
+    """The command line; returns the exit code: 0, 1 (diverged), 2 (the user's input is wrong), 130 (interrupted).
+
+    An error is one line on standard error; GEM_TRACEBACK=1 in the environment lets it through with its traceback.
+    """
     console = Console()
     try:
-        path, config, resume = from_command_line(arguments)
+        _, config, resume = from_command_line(arguments)
         result = train(config, resume=resume, console=console)
-    except (DataError, ConfigError, CheckpointError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except DivergedError as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        return 1
-    if result.interrupted:
-        again = " ".join(["python -m gem_jax.train", *(a for a in arguments if a != "--resume"), "--resume"])
-        console.print(f"Interrupted and saved after {result.summary['examples']:,} examples. Continue with:\n  {again}")
+    except KeyboardInterrupt:
+        print("interrupted: stopped at once; what the last checkpoint does not hold is lost", file=sys.stderr)
         return 130
-    console.print(f"Run folder: {result.run_dir}  (open report.html in a browser)")
+    except (ValueError, OSError, DivergedError) as error:  # DataError, ConfigError and CheckpointError are ValueErrors
+        if os.environ.get("GEM_TRACEBACK") == "1":
+            raise
+        diverged = isinstance(error, DivergedError)
+        message = " ".join(str(error).split())
+        print(f"{'diverged' if diverged else 'error'}: {message}", file=sys.stderr)
+        return 1 if diverged else 2
+    if result.interrupted:
+        command = ["python", "-m", "gem_jax.train", *(a for a in arguments if a != "--resume"), "--resume"]
+        done = f"Interrupted and saved after {result.summary['examples']:,} examples."
+        _say(console, f"{done} Continue with:\n  {shlex.join(command)}")
+        return 130
+    _say(console, f"Run folder: {result.run_dir}  (open report.html in a browser)")
     return 0
+
+
+def _say(console: Console, message: str) -> None:
+    """Prints a message as it is: a path or a command to copy may be longer than a line and hold brackets."""
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -48,13 +48,29 @@ def test_overrides_reach_their_fields():
         (["trian.seed=1"], "unknown config field 'trian.seed'; the config has name"),
         (["train.seed=one"], "config field 'train.seed' cannot be 'one'; it takes int"),
         (["train.seed"], "is not an override; write field=value"),
-        (["train.task_weights.click=much"], "'train.task_weights.click' cannot be 'much'; give a number"),
-        (["optimizer.learning_rate=-1"], "learning_rate"),
+        (["train.task_weights.click=much"], "'train.task_weights.click' cannot be 'much'; it takes float"),
+        (["batch.tokens.organic=1.5"], "'batch.tokens.organic' cannot be '1.5'; it takes int"),
+        (["train=1"], "config field 'train' is a group; set what is in it, as train.<field>=<value>"),
+        (["optimizer.learning_rate=-1"], "^optimizer.learning_rate=-1.0 must be positive$"),
+        (["train.epochs=0"], "^train.epochs=0.0 must be positive$"),
+        (["train.seed=-1"], "^train.seed=-1 must not be negative$"),
+        (["name="], "^name='' must be the name of a folder"),
     ],
 )
-def test_wrong_overrides(assignments, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_overrides(assignments, message, capfd):
+    with pytest.raises(ConfigError, match=message) as error:
         override(load(DEBUG), assignments)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_overrides_that_only_fit_together():
+    wukong = load(DEBUG.parent / "baselines" / "wukong.py")
+    num_layers = len(wukong.model.fmb_tokens)
+    values = ",".join(["4"] * (num_layers + 1))
+    assert override(wukong, [f"model.fmb_tokens={values}", f"model.lcb_tokens={values}"]).model.lcb_tokens[-1] == 4
+    with pytest.raises(ConfigError, match="one entry per layer"):
+        override(wukong, [f"model.fmb_tokens={values}"])
 
 
 def test_wrong_files(tmp_path):
@@ -63,9 +79,28 @@ def test_wrong_files(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="get_config"):
         load(tmp_path / "empty.py")
+    (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
+    with pytest.raises(ConfigError, match="broken.py' fails with ZeroDivisionError: division by zero"):
+        load(tmp_path / "broken.py")
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(ConfigError, match="not a Python file"):
         load(tmp_path / "config.yaml")
+
+
+def test_another_kind_of_data_has_its_own_fields_and_help(tmp_path, capsys):
+    path = tmp_path / "sasrec.py"
+    path.write_text(
+        "from gem_jax.config import load\n"
+        "from gem_jax.data.movielens import SasRecConfig\n\n"
+        "def get_config():\n"
+        f"    return load({str(DEBUG)!r}).replace(data=SasRecConfig(path='ml1m.txt'))\n"
+    )
+    assert load(path, ["data.negative_seed=3"]).data.negative_seed == 3
+    with pytest.raises(ConfigError, match="unknown config field 'data.seed'; data has path, max_len, negative_seed"):
+        load(path, ["data.seed=3"])
+    with pytest.raises(SystemExit):
+        from_command_line([str(path), "--help"])
+    assert "--data.negative_seed" in capsys.readouterr().out
 
 
 def test_command_line(capsys):

@@ -91,15 +91,16 @@ class GemLayer(nnx.Module):
     Args:
       config: sizes.
       num_modules: sequence modules; 0 leaves the layer without histories.
-      num_states: states of the tokens that cross-layer attention finds: this layer's place, from 1.
+      num_states: states of the tokens so far: this layer's place, from 1. Attention over a single one would return it
+        whatever its weights, so the first layer has the plain residual.
       dtype: of the computation.
       rngs: initialises the weights.
     """
 
     def __init__(self, config: GemConfig, num_modules: int, num_states: int, *, dtype, rngs: nnx.Rngs):
         width, make = config.embedding_dim, dict(dtype=dtype, rngs=rngs)
-        self.cross = Cross(config, num_modules, **make)
-        tokens_in = config.num_tokens + self.cross.num_history_tokens
+        self.cross = Cross(config, num_modules, **make) if num_modules else None
+        tokens_in = config.num_tokens + (self.cross.num_history_tokens if self.cross is not None else 0)
         self.fmb = FactorizationMachineBlock(
             tokens_in,
             config.fmb_tokens,
@@ -110,7 +111,8 @@ class GemLayer(nnx.Module):
             **make,
         )
         self.lcb = LinearCompress(tokens_in, config.lcb_tokens, **make)
-        self.residual = CrossLayerAttention(width, config.num_heads, num_states, **make) if config.cross_layer else None
+        has_choice = config.cross_layer and num_states > 1
+        self.residual = CrossLayerAttention(width, config.num_heads, num_states, **make) if has_choice else None
         self.norm = LayerNorm(width)
         self.sequences = (
             SequenceLayer(
@@ -131,11 +133,13 @@ class GemLayer(nnx.Module):
     ) -> tuple[Float[Array, "B n D"], Streams | None]:
         """The next tokens and streams, from all states of the tokens so far (the newest last)."""
         fmb_key, sequence_key = split_key(key, 2)
-        x_sum, both = self.cross(states[-1], streams)
+        both = states[-1]
+        if self.cross is not None and self.sequences is not None and streams is not None:
+            x_sum, s_sum = self.cross(both, streams)
+            both = jnp.concatenate([both, s_sum], axis=1)
+            streams = self.sequences(x_sum, streams, sequence_key)
         mixed = jnp.concatenate([self.fmb(both, fmb_key), self.lcb(both)], axis=1)
         residual = states[-1] if self.residual is None else self.residual(states)
-        if self.sequences is not None and streams is not None:
-            streams = self.sequences(x_sum, streams, sequence_key)
         return self.norm(mixed + residual), streams
 
 
@@ -150,17 +154,15 @@ class Cross(nnx.Module):
         width, make = config.embedding_dim, dict(dtype=dtype, rngs=rngs)
         self.features = FeatureSummary(config.num_tokens, config.num_summary, width, gate="gated", **make)
         sizes = (width, config.num_summary, config.num_seeds, config.num_recent, config.num_heads, num_modules)
-        self.histories = HistorySummary(*sizes, **make) if num_modules else None
-        self.num_history_tokens = self.histories.num_tokens if self.histories is not None else 0
+        self.histories = HistorySummary(*sizes, **make)
+        self.num_history_tokens = self.histories.num_tokens
 
     def __call__(
-        self, x: Float[Array, "B n D"], streams: Streams | None
+        self, x: Float[Array, "B n D"], streams: Streams
     ) -> tuple[Float[Array, "B m D"], Float[Array, "B p D"]]:
-        """X_sum, and [X | S_sum]."""
+        """X_sum and S_sum."""
         x_sum = self.features(x)
-        if self.histories is None or streams is None:
-            return x_sum, x
-        return x_sum, jnp.concatenate([x, self.histories(x_sum, streams)], axis=1)
+        return x_sum, self.histories(x_sum, streams)
 
 
 class GemModel(nnx.Module):
@@ -177,16 +179,18 @@ class GemModel(nnx.Module):
         self.pyramid = Pyramid(schema, config.levels, width, **make)
         num_modules = self.pyramid.num_modules
         self.layers = nnx.List([GemLayer(config, num_modules, i + 1, **make) for i in range(config.num_layers)])
-        self.last = Cross(config, num_modules, **make)
-        features = (config.num_tokens + self.last.num_history_tokens) * width
+        self.last = Cross(config, num_modules, **make) if num_modules else None
+        features = (config.num_tokens + (self.last.num_history_tokens if self.last is not None else 0)) * width
         num_tasks, num_domains = len(schema.tasks), len(schema.domains)
         self.heads: DomainGatedHeads | PlainHead
         if config.domain_gates:
-            sizes = dict(hidden=config.head_hidden, dropout_rate=config.dropout)
-            self.heads = DomainGatedHeads(features, num_tasks, num_domains, **sizes, **make)
+            self.heads = DomainGatedHeads(
+                features, num_tasks, num_domains, hidden=config.head_hidden, dropout_rate=config.dropout, **make
+            )
         else:
-            sizes = dict(hidden=(config.head_hidden,), dropout_rate=config.dropout)
-            self.heads = PlainHead(features, num_tasks, **sizes, **make)
+            self.heads = PlainHead(
+                features, num_tasks, hidden=(config.head_hidden,), dropout_rate=config.dropout, **make
+            )
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
         """Logits, float32."""
@@ -196,7 +200,10 @@ class GemModel(nnx.Module):
         for layer, layer_key in zip(self.layers, layer_keys, strict=True):
             x, streams = layer(states, streams, layer_key)
             states.append(x)
-        features = flatten(self.last(states[-1], streams)[1])
+        tokens = states[-1]
+        if self.last is not None and streams is not None:
+            tokens = jnp.concatenate([tokens, self.last(tokens, streams)[1]], axis=1)
+        features = flatten(tokens)
         if isinstance(self.heads, PlainHead):
             return self.heads(features, head_key)
         return self.heads(features, batch.domain, head_key)

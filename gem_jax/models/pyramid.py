@@ -159,7 +159,8 @@ class SequenceLayer(nnx.Module):
 
     Personalisation is Kunlun's GDPA form of InterFormer's PFFN (arXiv 2602.10016): P = RMSNorm(q + silu(q K^T / sqrt(K)) V) with
     q = LN(S), and K, V mixed from X_sum. Attention is the HSTU block (arXiv 2402.17152) without its additive bias, which GPU
-    kernels cannot carry (events carry their age instead): S' = W2 (LN(silu(QK^T) V) * U) + P; U, V, Q, K = silu(W1 LN(P)).
+    kernels cannot carry (events carry their age instead): S' = W2 (LN(A V) * U) + P with U, V, Q, K = silu(W1 LN(P)) and
+    A = silu(Q K^T / sqrt(K)) / n, causal, n the upper bound of all modules' lengths.
 
     Args:
       width: D.
@@ -209,8 +210,9 @@ class SequenceLayer(nnx.Module):
             jnp.einsum("bmhk,gmhj->gbjhk", heads, w[...].astype(self.dtype)).reshape(-1, w.shape[-1], *heads.shape[2:])
             for w in (self.w1, self.w2)
         )
-        q = self.norm(streams.rows.astype(self.dtype))
         layout = streams.layout
+        # Zeroed first: through the norm, a NaN in a padding row would become that row's gradient.
+        q = self.norm(layout.clear_padding(streams.rows).astype(self.dtype))
         personal = gdpa(self._heads(q), k, v, layout.offsets, layout.lengths, max_len=layout.max_len, activation="silu")
         return layout.clear_padding(self.norm_personal(q + personal.reshape(q.shape)))
 
@@ -240,7 +242,8 @@ class HistorySummary(nnx.Module):
 
     InterFormer prepends X_sum to the history as CLS tokens; causal kernels would hide the events from them, and they would cost 8
     packed rows a history. Here the tokens of X_sum are queries of the same pooling attention as the learned seeds, which gives
-    each a view of the whole history without entering it: the candidate asks the history directly.
+    each a view of the whole history without entering it: the candidate asks the history directly. Keys, values and recent rows are
+    those of LN(S), targets those of LN(X_sum); a short history's missing recent rows are 0.
 
     Args:
       width: D.

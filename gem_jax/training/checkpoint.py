@@ -24,7 +24,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             (run_dir / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
-            item_names=("state", "position"),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()},
         )
 
     def latest_step(self) -> int | None:
@@ -44,24 +44,38 @@ class Checkpointer:
         """The newest checkpoint, laid out as `like`.
 
         Raises:
-          CheckpointError: there is none, or its arrays differ in name or shape from `like`.
+          CheckpointError: there is none, it cannot be read, or its arrays differ in name or shape from `like`.
         """
         step = self._manager.latest_step()
         if step is None:
             raise CheckpointError(f"no checkpoint in {self._manager.directory}; start without --resume")
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _raw(like))
+        raw = _raw(like)
+        self._check_shapes(step, {name: x.shape for name, x in raw.items()})
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, raw)
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore()),
             )
-        except (ValueError, KeyError) as e:
-            reason = str(e).strip().splitlines()[0]
+        except (ValueError, KeyError, OSError) as e:
+            reason = (str(e).strip() or type(e).__name__).splitlines()[0]
             raise CheckpointError(
-                f"checkpoint {self._manager.directory}/{step} does not fit the configured model ({reason}); "
-                "resume with the config it was trained with"
+                f"checkpoint {self._manager.directory}/{step} cannot be read ({reason}); "
+                "remove it to resume from the one before"
             ) from e
         return _unraw(restored["state"], like), restored["position"]
+
+    def _check_shapes(self, step: int, wanted: dict[str, tuple[int, ...]]) -> None:
+        """Before anything is read: Orbax would find a difference too, but leave threads at work on the other arrays."""
+        metadata = self._manager.item_metadata(step)["state"] or {}
+        found = {name: tuple(array.shape) for name, array in metadata.items()}
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"checkpoint {self._manager.directory}/{step} does not fit the configured model: '{name}' is "
+                    f"{found.get(name, 'absent')} in the checkpoint and {wanted.get(name, 'absent')} in the model; "
+                    "resume with the config it was trained with"
+                )
 
     def close(self) -> None:
         """Wait until everything is written."""

@@ -69,7 +69,7 @@ def make_train_step(
         )
         outputs = {
             "loss": loss,
-            "grad_norm": optax.global_norm(dense_grads),
+            "grad_norm": optax.tree.norm(dense_grads),
             "learning_rate": setup.optimizer.learning_rate * rate,
             "logits": logits,
         }

@@ -1,0 +1,69 @@
+"""Linear maps of several modules side by side against one float64 product per module."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gem_jax.nn.grouped import GroupedLinear
+from tests.gem_jax.nn.numpy_reference import f64
+from tests.gem_jax.nn.running import normal, quick_jit, randomised
+
+CLOSE = dict(rtol=1e-5, atol=1e-5)  # sums of at most 16 terms of order one
+
+
+def make(use_bias):
+    return randomised(lambda: GroupedLinear(3, 5, 4, use_bias=use_bias, rngs=nnx.Rngs(0)))
+
+
+def module_map(layer, i, x):
+    bias = 0 if layer.bias is None else f64(layer.bias)[i]
+    return f64(x) @ f64(layer.weight)[i] + bias
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("row_counts", [(8, 16, 24), (16, 0, 8)])
+def test_rows(use_bias, row_counts):
+    layer = make(use_bias)
+    assert (layer.bias is not None) == use_bias
+    x = normal(sum(row_counts), 5)
+    parts = np.split(x, np.cumsum(row_counts)[:-1])
+    expected = np.concatenate([module_map(layer, i, part) for i, part in enumerate(parts)])
+    np.testing.assert_allclose(layer.rows(jnp.asarray(x), row_counts), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_blocks(use_bias):
+    layer = make(use_bias)
+    x = normal(3, 7, 2, 5)
+    expected = [module_map(layer, i, block) for i, block in enumerate(x)]
+    np.testing.assert_allclose(layer.blocks(jnp.asarray(x)), expected, **CLOSE)
+
+
+def test_a_modules_gradient_is_of_its_own_rows():
+    layer = make(use_bias=True)
+    graphdef, state = nnx.split(layer)
+    row_counts = (8, 16, 8)
+    x, w = normal(32, 5), normal(32, 4, seed=2)
+
+    def objective(state, x):
+        return jnp.vdot(nnx.merge(graphdef, state).rows(x, row_counts), w)
+
+    of_state, of_x = quick_jit(jax.grad(objective, argnums=(0, 1)))(state, x)
+    ends = np.cumsum(row_counts)
+    for i, (count, end) in enumerate(zip(row_counts, ends, strict=True)):
+        own = slice(end - count, end)
+        np.testing.assert_allclose(of_state["weight"][i], f64(x[own]).T @ f64(w[own]), **CLOSE)
+        np.testing.assert_allclose(of_state["bias"][i], f64(w[own]).sum(axis=0), **CLOSE)
+        np.testing.assert_allclose(of_x[own], f64(w[own]) @ f64(layer.weight)[i].T, **CLOSE)
+
+
+def test_dtype_and_scale_of_new_weights():
+    layer = GroupedLinear(4, 400, 100, use_bias=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert layer.weight.dtype == jnp.float32 and not np.any(layer.bias)
+    assert abs(f64(layer.weight).std() * 20 - 1) < 0.01  # 1 / sqrt(400), from 160,000 draws
+    assert layer.rows(jnp.ones((8, 400)), (2, 2, 2, 2)).dtype == jnp.bfloat16
+    assert layer.blocks(jnp.ones((4, 1, 1, 400))).dtype == jnp.bfloat16
+    narrow = GroupedLinear(4, 400, 100, std=0.3, rngs=nnx.Rngs(0))
+    assert abs(f64(narrow.weight).std() / 0.3 - 1) < 0.01

@@ -1,0 +1,134 @@
+"""The schedule, the choice of optimizer by a parameter's name, and clipped AdamW against a float64 loop."""
+
+import jax
+import numpy as np
+import pytest
+
+from gem_jax.training.optimizer import OptimizerConfig, dense_optimizer, group_of, path_name, schedule
+
+EPS = np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        (0.0, 0.01),  # the first step is not wasted
+        (0.0005, 0.01),
+        (0.1, 0.5 * (0.1 + 0.9 * (1 + np.cos(np.pi * 0.1)) / 2)),
+        (0.2, 0.1 + 0.9 * (1 + np.cos(np.pi * 0.2)) / 2),
+        (0.5, 0.1 + 0.9 / 2),
+        (1.0, 0.1),
+        (1.7, 0.1),  # the last batch may go beyond the end
+        (-0.1, 0.01),
+    ],
+)
+def test_schedule(progress, expected):
+    config = OptimizerConfig(warmup=0.2, final=0.1)
+    # Around the floor the cosine is 1 to within (pi 0.0005)^2.
+    np.testing.assert_allclose(schedule(config, np.float32(progress)), expected, rtol=1e-5)
+
+
+def test_schedule_without_warmup_starts_at_the_peak():
+    assert schedule(OptimizerConfig(warmup=0.0), np.float32(0)) == 1.0
+
+
+def test_schedule_rises_and_falls():
+    config = OptimizerConfig(warmup=0.25, final=0.0)
+    factors = np.array([schedule(config, np.float32(p)) for p in np.linspace(0, 1, 101)])
+    top = int(factors.argmax())
+    assert 20 <= top <= 25 and (np.diff(factors[1 : top + 1]) > 0).all() and (np.diff(factors[top:]) < 0).all()
+    assert (factors >= 0).all() and factors[-1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [
+        *((f"layers/0/norm/{name}", "no_decay") for name in ("scale", "seeds", "places", "position", "time", "bias")),
+        *((f"head/{name}", "no_decay") for name in ("domain_gate", "domain_bias", "time_bias")),
+        *((f"layers/1/fmb/{name}", "decay") for name in ("kernel", "weight", "tower", "readout")),
+        *((f"cross/{name}", "decay") for name in ("w", "w1", "w2", "y", "z")),
+        ("scale", "no_decay"),
+        ("kernel", "decay"),
+    ],
+)
+def test_group_of_a_parameter(path, group):
+    assert group_of(path) == group
+
+
+@pytest.mark.parametrize("path", ["head/new_thing", "kernel/0", "rescale", "layers/0/xw", "biased"])
+def test_a_parameter_without_a_group_is_an_error(path):
+    with pytest.raises(ValueError, match=f"no optimizer for parameter '{path}'.*DENSE_GROUPS"):
+        group_of(path)
+
+
+def test_path_names_leave_out_the_variables_own_step():
+    tree = {"layers": [{"kernel": {"value": 1}}], "value_net": 2}
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    assert paths == ["layers/0/kernel", "value_net"]
+
+
+class AdamW:
+    """Clipped Adam with decoupled decay on the vectors named ':decay', in float64."""
+
+    def __init__(self, config: OptimizerConfig):
+        self.config = config
+        self.step = 0
+        self.mean: dict[str, np.ndarray] = {}
+        self.square: dict[str, np.ndarray] = {}
+
+    def __call__(self, grads, params):
+        c = self.config
+        self.step += 1
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
+        updates = {}
+        for name, g in grads.items():
+            g = g.astype(np.float64) * min(1.0, c.clip_norm / norm)
+            self.mean[name] = c.beta1 * self.mean.get(name, 0.0) + (1 - c.beta1) * g
+            self.square[name] = c.beta2 * self.square.get(name, 0.0) + (1 - c.beta2) * g**2
+            mean = self.mean[name] / (1 - c.beta1**self.step)
+            square = self.square[name] / (1 - c.beta2**self.step)
+            updates[name] = mean / (np.sqrt(square) + 1e-8)
+            if name.endswith(":decay"):
+                updates[name] = updates[name] + c.weight_decay * params[name]
+        return updates
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e6], ids=["clipped", "not clipped"])
+def test_dense_optimizer_matches_adamw(clip_norm):
+    config = OptimizerConfig(beta1=0.8, beta2=0.95, weight_decay=0.3, clip_norm=clip_norm)
+    rng = np.random.default_rng(0)
+    sizes = {"tokens:decay": 7, "tokens:no_decay": 3, "layers/0:decay": 5}
+    params = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    optimizer, reference = dense_optimizer(config), AdamW(config)
+    state = optimizer.init(params)
+    for _ in range(3):
+        grads = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+        updates, state = optimizer.update(grads, state, params)
+        expected = reference(grads, params)
+        for name in sizes:
+            # The bias corrections divide by 1 - beta^t, as small as 0.05: that loses a factor 20 of the precision.
+            np.testing.assert_allclose(updates[name], expected[name], rtol=60 * EPS, atol=20 * EPS)
+        params = {name: params[name] - np.float32(0.1) * np.asarray(updates[name]) for name in sizes}
+
+
+def test_only_the_decay_vectors_decay():
+    optimizer = dense_optimizer(OptimizerConfig(weight_decay=0.5))
+    params = {"head:decay": np.float32([2.0]), "head:no_decay": np.float32([2.0])}
+    zeros = jax.tree.map(np.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert (updates["head:decay"], updates["head:no_decay"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(learning_rate=0.0), "optimizer.learning_rate=0.0 must be positive"),
+        (dict(table_learning_rate=-1.0), "optimizer.table_learning_rate=-1.0 must be positive"),
+        (dict(clip_norm=0.0), "optimizer.clip_norm=0.0 must be positive"),
+        (dict(warmup=1.0), r"optimizer.warmup=1.0 is a fraction of the run; it must lie in \[0, 1\)"),
+        (dict(warmup=-0.1), "optimizer.warmup=-0.1 is a fraction"),
+    ],
+)
+def test_wrong_configs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**change)
