@@ -122,10 +122,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
         names = list(dict.fromkeys(row["config"] for row in of_task))
-        first = {row["seed"]: row["ne"] for row in of_task if row["config"] == names[0]}
+        known = [row for row in of_task if row["ne"] is not None]
+        first = {row["seed"]: row["ne"] for row in known if row["config"] == names[0]}
         for name in names:
             own = [row for row in of_task if row["config"] == name]
-            differences = [row["ne"] - first[row["seed"]] for row in own if row["seed"] in first]
+            differences = [r["ne"] - first[r["seed"]] for r in known if r["config"] == name and r["seed"] in first]
             lines.append(_line(task, name, own, differences if name != names[0] else []))
     return "\n".join(lines)
 
