@@ -19,7 +19,9 @@ from gem_jax.data.loader import BatchConfig
 from gem_jax.data.movielens import MovieLensConfig, SasRecConfig
 from gem_jax.data.parquet import ParquetConfig
 from gem_jax.data.synthetic import SyntheticConfig
+from gem_jax.embedding.sharded import TablesConfig
 from gem_jax.models import ModelConfig
+from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.training.optimizer import OptimizerConfig
 
 type DataConfig = SyntheticConfig | ParquetConfig | CriteoConfig | FrappeConfig | MovieLensConfig | SasRecConfig
@@ -70,6 +72,8 @@ class Config:
     batch: BatchConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    tables: TablesConfig = dataclasses.field(default_factory=TablesConfig)
     runs_dir: str = "runs"
     """Folder that holds the runs."""
 

@@ -29,26 +29,22 @@ import numpy as np
 from rich.console import Console
 
 from gem_jax.config import Config, ConfigError, from_command_line
-from gem_jax.data.batch import HostColumns
 from gem_jax.data.loader import Loader
-from gem_jax.data.source import FirstExamples, Source, Splits
+from gem_jax.data.source import Source, Splits
+from gem_jax.parallel import processes, xla_flags
+from gem_jax.parallel.mesh import local_devices
+from gem_jax.parallel.sharding import place_batch
 from gem_jax.training.checkpoint import Checkpointer, write_json
 from gem_jax.training.cost import forward_flops
+from gem_jax.training.evaluation import evaluate
+from gem_jax.training.layout import plan_run
 from gem_jax.training.logging import RunLogger, print_table
-from gem_jax.training.metrics import Evaluator, WindowMetrics, scalars
+from gem_jax.training.metrics import scalars
 from gem_jax.training.report import write_report
 from gem_jax.training.run_folder import new_run_folder, newest_run_folder
 from gem_jax.training.state import Setup, TrainState, count_parameters, init_state
-from gem_jax.training.step import EvalStep, make_eval_step, make_train_step
-
-LOG_EVERY = 20
-"""Steps between two entries of metrics.jsonl."""
-
-DIVERGED_ADVICE = "lower optimizer.learning_rate or optimizer.table_learning_rate, or clip harder (optimizer.clip_norm)"
-
-
-class DivergedError(RuntimeError):
-    """The loss or an evaluated logit is no longer finite."""
+from gem_jax.training.step import make_eval_step, make_table_average, make_train_step
+from gem_jax.training.window import DivergedError, Window
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +62,8 @@ class Result:
 class Progress:
     """What a run counts; kept in its checkpoints.
 
-    truncated: source -> events dropped because a history was longer than its max_len; seconds: of training, start-up left out;
-    timed_examples: trained on in those seconds.
+    examples: of all processes; truncated: source -> events dropped because a history was longer than its max_len, of this process;
+    seconds: of training, start-up left out; timed_examples: trained on in those seconds.
     """
 
     step: int = 0
@@ -76,10 +72,10 @@ class Progress:
     seconds: float = 0.0
     timed_examples: int = 0
 
-    def advance(self, host: HostColumns) -> None:
+    def advance(self, num_examples: int, truncated: dict[str, int]) -> None:
         self.step += 1
-        self.examples += host.num_examples
-        for source, dropped in host.truncated.items():
+        self.examples += num_examples
+        for source, dropped in truncated.items():
             self.truncated[source] = self.truncated.get(source, 0) + dropped
 
     def count_seconds(self, since: float) -> float:
@@ -108,105 +104,128 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     splits = config.data.build()
     _check_names(config, splits)
     total = max(round(config.train.epochs * len(splits.train)), 1)
+
+    # --- Mesh: the devices of all processes, and where the tables lie on them -------------------------------------------------
+    layout = plan_run(config, splits.schema, console)
     loader = Loader(
         splits.train,
         config.batch,
         seed=config.train.seed if config.train.shuffle else None,
         num_epochs=math.ceil(config.train.epochs),
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        num_devices=local_devices(layout.mesh),
     )
 
     # --- Model, tables and optimizers: one state, one jitted step that trains it ----------------------------------------------
-    dtype = jnp.dtype(config.train.compute_dtype)
     setup, state = init_state(
         config.model,
         splits.schema,
         config.optimizer,
         seed=config.train.seed,
         base_logits=base_rate_logits(splits.train),
-        dtype=dtype,
+        dtype=jnp.dtype(config.train.compute_dtype),
+        mesh=layout.mesh,
+        tables=config.tables,
+        schemes=layout.schemes,
+        owners=layout.owners,
     )
     train_step = make_train_step(
         setup, task_weights=config.train.task_weights, domain_weights=config.train.domain_weights
     )
     eval_step = make_eval_step(setup)
 
+    def evaluation(source: Source) -> dict[str, Any]:
+        return evaluate(setup, eval_step, state, source, config.batch, config.train.eval_examples)
+
     # --- Where the run stands: at its start, or at the last checkpoint of the newest run of this name -------------------------
     progress = Progress()
     resume_step = None
     if resume:
-        run_dir = newest_run_folder(config.runs_dir, config.name)
+        run_dir = pathlib.Path(processes.first_process_says(str(newest_run_folder(config.runs_dir, config.name))))
         checkpointer = Checkpointer(run_dir)
         state, position = checkpointer.restore(state)
         progress = Progress(**position["progress"])
-        loader.restore(position["loader"])
+        index = jax.process_index()
+        loader.restore({**position["loader"], "shard_index": index, "position": position["positions"][index]})
         resume_step = progress.step
     batches = iter(loader)
+    steps = processes.side_by_side(batches, loader.empty_batch)
     # Data that cannot be read shows here, before anything is written. A finished run that is resumed has nothing left.
-    first = next(batches, None) if progress.examples < total else None
+    first = next(steps, None) if progress.examples < total else None
     if not resume:
-        run_dir = new_run_folder(config.runs_dir, config.name)
+        run_dir = pathlib.Path(processes.first_process_says(str(new_run_folder(config.runs_dir, config.name))))
         checkpointer = Checkpointer(run_dir)
-    write_json(run_dir / "config.json", config.to_dict())
+    if processes.is_first():
+        write_json(run_dir / "config.json", config.to_dict())
 
     def save(since: float) -> float:
         window.flush()  # raises before a diverged model takes the place of a checkpoint
         now = progress.count_seconds(since)
-        checkpointer.save(state, {"progress": dataclasses.asdict(progress), "loader": loader.state()})
+        stream = loader.state()
+        positions = processes.gather_rows(np.array([stream["position"]])).tolist()  # every process has its own
+        checkpointer.save(state, {"progress": dataclasses.asdict(progress), "loader": stream, "positions": positions})
         return now
 
     # --- The loop: one step a batch; what a step returns is looked at while the next one runs ---------------------------------
-    log = RunLogger(run_dir, total_examples=total, resume_step=resume_step, console=console)
-    window = _Window(log, setup)
+    log = RunLogger(
+        run_dir if processes.is_first() else None, total_examples=total, resume_step=resume_step, console=console
+    )
+    window = Window(log, setup)
     time_to_first_step_s = None
     with log, _interruption() as interrupted:
         clock = time.perf_counter()
-        for batch, host in itertools.chain([first], batches) if first else ():
+        for batch, host, num_examples in itertools.chain([first], steps) if first else ():
             before = progress.examples
-            state, outputs = train_step(state, batch, np.float32(before / total))
-            progress.advance(host)
+            state, outputs = train_step(state, place_batch(batch, layout.mesh), np.float32(before / total))
+            progress.advance(num_examples, host.truncated)
             if time_to_first_step_s is None:  # this step was compiled: start-up, not training
                 jax.block_until_ready(outputs)
                 clock = time.perf_counter()
                 time_to_first_step_s = clock - started
             else:
-                progress.timed_examples += host.num_examples
-            window.add(progress, outputs, host)
-            if interrupted() or progress.examples >= total:
+                progress.timed_examples += num_examples
+            window.add(progress.step, progress.examples, outputs, host)
+            if processes.any_process(interrupted()) or progress.examples >= total:
                 break
             if _passed(config.train.checkpoint_every, before, progress.examples):
                 clock = save(clock)
             if _passed(config.train.eval_every, before, progress.examples):
                 pause = time.perf_counter()
-                result = evaluate(config, setup, eval_step, state, splits.valid or splits.test)
+                result = evaluation(splits.valid or splits.test)
                 log.log(progress.step, progress.examples, scalars("valid" if splits.valid else "eval", result))
                 clock += time.perf_counter() - pause
+        if config.tables.sync_every > 1:
+            state = make_table_average(setup)(state)
         save(clock)
         batches.close()
         checkpointer.close()
 
         # --- Evaluation and report --------------------------------------------------------------------------------------------
-        stopped = interrupted()
+        stopped = processes.any_process(interrupted())
         result = {}
         if not stopped:
-            result = evaluate(config, setup, eval_step, state, splits.test)
+            result = evaluation(splits.test)
             log.log(progress.step, progress.examples, scalars("eval", result))
 
     summary = {
         "config": config.to_dict(),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": f"{layout.mesh.size} x {jax.devices()[0].device_kind}",
+        "mesh": dict(layout.mesh.shape),
         "jax": jax.__version__,
         "examples": progress.examples,
         "examples_per_s": progress.timed_examples / progress.seconds if progress.timed_examples else None,
         "time_to_first_step_s": time_to_first_step_s,
-        "parameters": count_parameters(state),
-        "forward_flops_per_example": forward_flops(setup, state, loader.empty_batch()[0]),
+        "parameters": count_parameters(setup),
+        "forward_flops_per_example": forward_flops(setup, loader.device_batch()),
         "truncated_events": progress.truncated,
         "eval": result,
     }
-    if not stopped:
-        write_json(run_dir / "summary.json", summary)
-        print_table(result, console)
-    write_report(run_dir)
+    if processes.is_first():
+        if not stopped:
+            write_json(run_dir / "summary.json", summary)
+            print_table(result, console)
+        write_report(run_dir)
     return Result(run_dir=run_dir, summary=summary, setup=setup, state=state, interrupted=stopped)
 
 
@@ -216,71 +235,6 @@ def base_rate_logits(source: Source, limit: int = 20_000) -> np.ndarray:
     observed = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
     rate = (np.nansum(labels, axis=0) + 0.5) / (observed + 1.0)  # never 0 or 1
     return np.log(rate / (1 - rate)).astype(np.float32)
-
-
-def evaluate(config: Config, setup: Setup, eval_step: EvalStep, state: TrainState, source: Source) -> dict[str, Any]:
-    """One pass over the first `train.eval_examples` of `source`: metrics as `Evaluator.result` gives them.
-
-    Raises:
-      DivergedError: a logit is not finite.
-    """
-    evaluator = Evaluator(setup.schema)
-    if config.train.eval_examples is not None:
-        source = FirstExamples(source, config.train.eval_examples)
-    pending = None
-    for batch, host in Loader(source, config.batch, seed=None, num_epochs=1):
-        logits = eval_step(state, batch)
-        if pending is not None:
-            _score(evaluator, *pending)
-        pending = (logits, host)
-    if pending is not None:
-        _score(evaluator, *pending)
-    return evaluator.result()
-
-
-def _score(evaluator: Evaluator, outputs: jax.Array, host: HostColumns) -> None:
-    logits = np.asarray(outputs)
-    broken = ~np.isfinite(logits) & (host.weight > 0)[:, None] & ~np.isnan(host.labels)
-    if broken.any():
-        raise DivergedError(f"{broken.sum()} logits of an evaluated batch are not finite; {DIVERGED_ADVICE}")
-    evaluator.update(logits, host)
-
-
-class _Window:
-    """Reads each step's outputs one step late, so that the host never waits for the device, and logs them by the window."""
-
-    def __init__(self, log: RunLogger, setup: Setup):
-        self._log = log
-        self._setup = setup
-        self._metrics = WindowMetrics(setup.schema)
-        self._losses: list[float] = []
-        self._pending: tuple[int, int, dict[str, jax.Array], HostColumns] | None = None
-
-    def add(self, progress: Progress, outputs: dict[str, jax.Array], host: HostColumns) -> None:
-        pending, self._pending = self._pending, (progress.step, progress.examples, outputs, host)
-        if pending is not None:
-            self._take(*pending)
-
-    def flush(self) -> None:
-        if self._pending is not None:
-            self._take(*self._pending, last=True)
-            self._pending = None
-
-    def _take(self, step: int, examples: int, outputs: dict, host: HostColumns, last: bool = False) -> None:
-        loss = float(outputs["loss"])
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss is {loss} at step {step}; {DIVERGED_ADVICE}")
-        self._losses.append(loss)
-        self._metrics.update(np.asarray(outputs["logits"]), host)
-        if step % LOG_EVERY and not last:
-            return
-        result = self._metrics.result()
-        values = {"loss": sum(self._losses) / len(self._losses)}
-        values |= {name: float(outputs[name]) for name in ("grad_norm", "learning_rate")}
-        self._log.progress(examples, loss=values["loss"], ne=result[self._setup.schema.tasks[0].name]["ne"])
-        self._log.log(step, examples, {f"train/{k}": v for k, v in values.items()} | scalars("train", result))
-        self._losses = []
-        self._metrics.reset()
 
 
 def _passed(every: int | None, before: int, now: int) -> bool:
@@ -327,6 +281,9 @@ def main(arguments: list[str]) -> int:
     console = Console()
     try:
         _, config, resume = from_command_line(arguments)
+        xla_flags.set_flags()
+        processes.start()
+        console.quiet = not processes.is_first()
         result = train(config, resume=resume, console=console)
     except KeyboardInterrupt:
         print("interrupted: stopped at once; what the last checkpoint does not hold is lost", file=sys.stderr)

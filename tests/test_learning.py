@@ -24,7 +24,9 @@ def closed(tmp_path_factory) -> dict[str, float]:
     """Config -> share of the distance from NE 1 to the Bayes NE of clicks that it closes, trained as configured."""
     shares = {}
     for path in ("gem_debug.py", "ablations/no_sequences.py", "baselines/logistic_regression.py"):
-        config = load(CONFIGS / path).replace(runs_dir=str(tmp_path_factory.mktemp("runs")))
+        config = load(CONFIGS / path, ["mesh.replica=1", "mesh.shard=1"]).replace(
+            runs_dir=str(tmp_path_factory.mktemp("runs"))
+        )
         start = time.perf_counter()
         click = train(config, console=Console(quiet=True)).summary["eval"]["click"]
         seconds = time.perf_counter() - start

@@ -90,7 +90,8 @@ class HostColumns:
     """What the metrics need of a batch and the device does not: all [B] or [B, N], weight 0 in empty slots.
 
     num_examples: filled slots; truncated: source -> events dropped because a history was longer than its max_len;
-    position: examples of the stream consumed up to and including this batch.
+    position: examples of the stream consumed up to and including this batch; imbalance: attention cost of the device that has
+    most, over the devices' mean, 1 where there is none.
     """
 
     labels: np.ndarray
@@ -101,3 +102,4 @@ class HostColumns:
     num_examples: int
     truncated: dict[str, int]
     position: int
+    imbalance: float

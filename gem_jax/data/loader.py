@@ -131,8 +131,13 @@ class Loader:
         self._start = self._position = state["position"]
 
     def empty_batch(self) -> tuple[Batch, HostColumns]:
-        """A batch of empty slots: the static shapes, and what a host feeds whose part of an evaluation ended first."""
+        """A batch of empty slots: what a host feeds whose part of the data ended first."""
         return self._packing.pack(empty_examples(self._packing.source.schema), self._position)
+
+    def device_batch(self) -> Batch:
+        """One device's batch of empty slots: the static shapes."""
+        one = dataclasses.replace(self._packing, num_devices=1)
+        return one.pack(empty_examples(self._packing.source.schema), 0)[0]
 
 
 class _IndexChunks(grain.MapDataset):

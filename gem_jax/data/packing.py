@@ -109,8 +109,14 @@ def pack(
         num_examples=taken,
         truncated=truncated,
         position=position + taken,
+        imbalance=_imbalance(np.bincount(device, attention_cost(kept, taken), minlength=num_devices)),
     )
     return batch, columns
+
+
+def _imbalance(cost: np.ndarray) -> float:
+    """The largest of the devices' costs over their mean."""
+    return float(cost.max() / cost.mean()) if cost.any() else 1.0
 
 
 def attention_cost(lengths: dict[str, np.ndarray], num_examples: int) -> np.ndarray:

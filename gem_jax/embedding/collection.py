@@ -1,12 +1,12 @@
-"""Embedding tables as one array, looked up once per step, updated only where they were touched.
+"""Which rows of which table a batch looks up, and how the rows become its features' vectors.
 
-Tables of one width are stacked into a single float32 array [V, D] (fewer gathers, one sort for the whole update). The training
-step differentiates with respect to the *looked-up rows* [R, D], never the table, so no dense [V, D] gradient exists.
+The training step differentiates with respect to the *looked-up rows* [R, D], never a table, so no dense [V, D] gradient exists.
 
 Shape letters: B examples, T packed events, R looked-up ids of a batch (all features together), V stacked rows, D width.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Embedded:
 
 
 class TableCollection:
-    """Where each of a schema's tables lives in the stacked array, and how a batch's ids become vectors.
+    """The lookups of a schema's features, in a fixed order: categoricals, then the attributes of each sequence.
 
     Args:
       schema: names the tables and which feature reads which.
@@ -40,28 +40,19 @@ class TableCollection:
     def __init__(self, schema: Schema, dim: int):
         self.schema = schema
         self.dim = dim
-        self.first_row: dict[str, int] = {}
-        self.num_rows = 0
-        for table in schema.tables:
-            self.first_row[table.name] = self.num_rows
-            self.num_rows += table.rows
-        if self.num_rows >= 2**31:
-            raise ValueError(f"the tables hold {self.num_rows} rows together; one device addresses at most 2^31 - 1")
 
-    def init(self, key: jax.Array, std: float) -> Float[Array, "V D"]:
-        """Rows drawn from N(0, std^2)."""
-        return std * jax.random.normal(key, (self.num_rows, self.dim), jnp.float32)
-
-    def ids(self, batch: Batch) -> Int[Array, " R"]:
-        """Every id of the batch as a row of the stacked array, -1 where absent; the order `split` expects."""
-        parts = [self._shift(batch.ids[f.name], f.table).reshape(-1) for f in self.schema.categoricals]
+    def ids(self, batch: Batch) -> list[tuple[str, Int[Array, " r"]]]:
+        """(table, ids with -1 where absent) of each feature in turn; their sizes add up to R."""
+        parts = [(f.table, batch.ids[f.name].reshape(-1)) for f in self.schema.categoricals]
         for sequence in self.schema.sequences:
             events = batch.sequences[sequence.name]
-            parts += [self._shift(events.ids[a.name], a.table) for a in sequence.attributes]
-        return jnp.concatenate(parts)
+            parts += [(a.table, events.ids[a.name]) for a in sequence.attributes]
+        return parts
 
-    def _shift(self, ids: Array, table: str) -> Array:
-        return jnp.where(ids >= 0, ids + self.first_row[table], -1)
+    def num_lookups(self, batch: Batch) -> int:
+        """R of a batch, or of its shapes."""
+        features = sum(math.prod(batch.ids[f.name].shape) for f in self.schema.categoricals)
+        return features + sum(len(s.attributes) * batch.sequences[s.name].age_s.shape[0] for s in self.schema.sequences)
 
     def split(self, rows: Float[Array, "R D"], batch: Batch) -> Embedded:
         """The looked-up rows, handed to the features they belong to; multi-valued features are averaged."""
@@ -81,8 +72,3 @@ class TableCollection:
                 events[sequence.name][attribute.name] = rows[start : start + num_rows]
                 start += num_rows
         return Embedded(features=features, events=events)
-
-
-def lookup(table: Float[Array, "V D"], ids: Int[Array, " R"]) -> Float[Array, "R D"]:
-    """Rows of the stacked table, zeros for id -1."""
-    return table.at[ids].get(mode="fill", fill_value=0.0, wrap_negative_indices=False)

@@ -1,20 +1,22 @@
 """What a model costs, before anything is compiled."""
 
 import jax
+import jax.numpy as jnp
 
 from gem_jax.data.batch import Batch
 from gem_jax.training import flops
-from gem_jax.training.state import Setup, TrainState
+from gem_jax.training.state import Setup
 from gem_jax.training.step import forward
 
 
-def forward_flops(setup: Setup, state: TrainState, batch: Batch) -> float:
+def forward_flops(setup: Setup, batch: Batch) -> float:
     """FLOPs of one example's forward pass, lookups left out; about a third of what training it costs.
 
-    Counted on the batch's static shape: packed rows count whether or not an event fills them.
+    Args:
+      setup: of the run.
+      batch: one device's batch, or its shapes. Packed rows count whether or not an event fills them.
     """
-    ids = jax.eval_shape(setup.tables.ids, batch)
-    rows = jax.ShapeDtypeStruct((*ids.shape, setup.tables.dim), state.table.dtype)
-    dense = jax.eval_shape(setup.layout.unflatten, state.dense)
+    rows = jax.ShapeDtypeStruct((setup.collection.num_lookups(batch), setup.collection.dim), jnp.float32)
+    dense = setup.layout.abstract()
     total = flops.count(lambda dense, rows, batch: forward(setup, dense, rows, batch, None), dense, rows, batch)
     return total["total"] / batch.weight.shape[0]

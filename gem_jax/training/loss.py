@@ -18,7 +18,7 @@ def multitask_loss(
     task_weights: Float[Array, " N"],
     domain_weights: Float[Array, " M"],
 ) -> Float[Array, ""]:
-    """Sum over tasks of the weighted cross-entropy, per unit of example weight.
+    """Sum over tasks and examples of the weighted cross-entropy; the step divides it by the weight of all examples, of all devices.
 
     A NaN label is unobserved and adds nothing; an empty slot has weight 0. Dividing by the examples' weight, not by the number of
     observed labels, keeps each label's say the same whatever batch it falls into.
@@ -26,5 +26,4 @@ def multitask_loss(
     observed = ~jnp.isnan(labels)
     losses = binary_cross_entropy(logits, jnp.where(observed, labels, 0.0))
     example = weight * domain_weights[domain]
-    total = jnp.sum(jnp.where(observed, losses, 0.0) * example[:, None] * task_weights)
-    return total / jnp.maximum(weight.sum(), 1.0)
+    return jnp.sum(jnp.where(observed, losses, 0.0) * example[:, None] * task_weights)

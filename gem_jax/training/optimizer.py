@@ -1,6 +1,6 @@
 """Which optimizer each parameter gets, by its path; the learning rate's course over the run.
 
-Embedding tables: row-wise Adagrad on touched rows (`gem_jax.embedding.rowwise_adagrad`). Everything dense: Adam, with decoupled
+Embedding tables: `gem_jax.embedding.touched_rows`, row-wise Adagrad unless configured. Everything dense: Adam, with decoupled
 weight decay on matrices only.
 """
 
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
+
+from gem_jax.embedding.touched_rows import TableOptimizer
 
 DENSE_GROUPS = (
     (r"(^|/)(scale|seeds|domain_gate|places|position|time|(\w+_)?bias)$", "no_decay"),
@@ -31,8 +33,10 @@ class OptimizerConfig:
     """Decoupled decay of dense matrices, times the learning rate; biases, norms and seeds have none."""
     clip_norm: float = 1.0
     """Dense gradients are scaled down to this global norm; tables are not clipped (Adagrad normalises each row)."""
+    table_optimizer: TableOptimizer = "rowwise_adagrad"
+    """Of the embedding tables, on the rows that a batch touches; Adam keeps two more numbers for each, Adagrad one for each row."""
     table_learning_rate: float = 0.05
-    """Peak learning rate of the embedding tables (row-wise Adagrad)."""
+    """Peak learning rate of the embedding tables."""
     table_init_std: float = 0.05
     """Standard deviation of a new table's rows."""
     table_init_accumulator: float = 0.0
@@ -83,11 +87,18 @@ def group_of(path: str) -> str:
 
 
 def dense_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipped Adam(W) for `flat.FlatState`s, without the learning rate: the step multiplies by it."""
+    """Adam(W) for `flat.FlatState`s, without clipping and learning rate: the step multiplies by both.
+
+    Elementwise, so it works as well on a device's share of the vectors.
+    """
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2)
 
     def decays(flat):
         return {name: name.endswith(":decay") for name in flat}
 
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam, decay)
+    return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=decays))
+
+
+def clip_factor(config: OptimizerConfig, norm: Float[Array, ""]) -> Float[Array, ""]:
+    """What dense gradients of this global norm are multiplied by: 1 up to `clip_norm`."""
+    return config.clip_norm / jnp.maximum(norm, config.clip_norm)

@@ -31,6 +31,8 @@ def test_runs_every_config_with_every_seed(tmp_path, capsys):
         "data.active_users=40",
         "data.active_ads=16",
         "batch.examples=64",
+        "mesh.replica=1",
+        "mesh.shard=1",
         f"runs_dir={tmp_path / 'runs'}",
     ]
     file = tmp_path / "results" / "small.json"

@@ -8,7 +8,8 @@ import numpy as np
 
 from gem_jax.data.batch import Batch, Events
 from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, Vector
-from gem_jax.embedding.collection import TableCollection, lookup
+from gem_jax.embedding.collection import TableCollection
+from gem_jax.embedding.touched_rows import lookup
 
 FULL = Schema(
     tables=(Table(name="user", rows=40), Table(name="ad", rows=30), Table(name="topic", rows=7)),
@@ -93,11 +94,18 @@ def random_batch(schema: Schema, num_slots: int, *, filled: int | None = None, s
     )
 
 
+def stacked_ids(schema: Schema, batch: Batch) -> np.ndarray:
+    """All ids of a batch, in the order of `TableCollection`, as rows of the schema's tables one after the other."""
+    first = dict(zip([t.name for t in schema.tables], np.cumsum([0, *(t.rows for t in schema.tables)]), strict=False))
+    parts = TableCollection(schema, 1).ids(batch)
+    return np.concatenate([np.where(ids >= 0, ids + first[table], -1) for table, ids in parts]).astype(np.int32)
+
+
 def embed(schema: Schema, batch: Batch, dim: int, *, seed: int = 0):
-    """Random tables' rows for a batch: the table, and what the model is given."""
-    collection = TableCollection(schema, dim)
-    table = collection.init(jax.random.key(seed), std=0.5)
-    return table, collection.split(lookup(table, collection.ids(batch)), batch)
+    """Random tables' rows for a batch: all tables as one array, and what the model is given."""
+    num_rows = sum(t.rows for t in schema.tables)
+    table = 0.5 * jax.random.normal(jax.random.key(seed), (num_rows, dim))
+    return table, TableCollection(schema, dim).split(lookup(table, stacked_ids(schema, batch)), batch)
 
 
 def poison_padding(batch: Batch, embedded):

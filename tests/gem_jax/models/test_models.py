@@ -10,7 +10,8 @@ import optax
 import pytest
 from flax import nnx
 
-from gem_jax.embedding.collection import TableCollection, lookup
+from gem_jax.embedding.collection import TableCollection
+from gem_jax.embedding.touched_rows import lookup
 from gem_jax.models import GemConfig, table_width
 from gem_jax.models.dcnv2 import DCNv2Config
 from gem_jax.models.dlrm import DLRMConfig
@@ -20,7 +21,7 @@ from gem_jax.models.logistic_regression import LogisticRegressionConfig
 from gem_jax.models.sasrec import SASRecConfig
 from gem_jax.models.wukong import WukongConfig
 from gem_jax.training.flat import FlatLayout
-from tests.gem_jax.models.batches import BARE, FULL, embed, poison_padding, random_batch
+from tests.gem_jax.models.batches import BARE, FULL, embed, poison_padding, random_batch, stacked_ids
 from tests.gem_jax.nn import numpy_reference as ref
 from tests.gem_jax.nn.numpy_reference import f64
 from tests.gem_jax.nn.running import quick_jit, randomised
@@ -48,7 +49,7 @@ def test_model_fits_examples_and_ignores_padding(name):
     batch = random_batch(FULL, 64, filled=60)
     width = table_width(config, FULL)
     table, embedded = embed(FULL, batch, width)
-    ids = TableCollection(FULL, width).ids(batch)
+    ids = stacked_ids(FULL, batch)
     split = TableCollection(FULL, width).split
 
     def make():  # XLA compiles this generator's code in a tenth of the time of the default one's
@@ -102,10 +103,10 @@ def test_model_builds_for_any_schema_in_bfloat16_with_dropout(name, schema):
     if name != "logistic_regression":
         config = dataclasses.replace(config, dropout=0.1)
     batch = random_batch(schema, 6)
-    collection = TableCollection(schema, table_width(config, schema))
+    concrete, collection = batch, TableCollection(schema, table_width(config, schema))
 
     def forward(batch):
-        rows = jnp.zeros((collection.ids(batch).size, collection.dim), jnp.bfloat16)
+        rows = jnp.zeros((stacked_ids(schema, concrete).size, collection.dim), jnp.bfloat16)
         model = config.build(schema, nnx.Rngs(0), jnp.bfloat16)
         return model(batch, collection.split(rows, batch), jax.random.key(0))
 

@@ -20,6 +20,7 @@ from gem_jax.config import Config, TrainConfig
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.parquet import ParquetConfig
 from gem_jax.models import LogisticRegressionConfig
+from gem_jax.parallel.mesh import MeshConfig
 from tests.gem_jax.data.random_examples import SCHEMA
 
 HERE = pathlib.Path(__file__).parent
@@ -31,6 +32,7 @@ def get_config():
         data=ParquetConfig(path=str(HERE / "data"), schema=SCHEMA),
         model=LogisticRegressionConfig(),
         batch=BatchConfig(examples=16),
+        mesh=MeshConfig(replica=1, shard=1),
         runs_dir=str(HERE / "runs"),
     )
 """

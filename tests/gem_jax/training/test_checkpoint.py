@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gem_jax.embedding.touched_rows import TableState
 from gem_jax.models import DLRMConfig, LogisticRegressionConfig
 from gem_jax.training.checkpoint import Checkpointer, CheckpointError, write_json
 from gem_jax.training.optimizer import OptimizerConfig
@@ -30,7 +31,9 @@ def numbers(state: TrainState) -> list[np.ndarray]:
 
 def test_what_was_saved_comes_back(tmp_path):
     state = make_state(seed=5, step=7)
-    state = dataclasses.replace(state, table_opt=state.table_opt.at[3].set(jnp.float32(1e-42)))  # a subnormal too
+    tables = state.tables["rows"]
+    subnormal = dataclasses.replace(tables, accumulator=tables.accumulator.at[3].set(jnp.float32(1e-42)))
+    state = dataclasses.replace(state, tables={"rows": subnormal})
     position = {"loader": {"position": 96, "seed": None}, "progress": {"step": 7, "seconds": 0.1 + 0.2}}
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(state, position)
@@ -79,8 +82,12 @@ def test_another_table_size_is_refused(tmp_path):
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(make_state(), {})
     like = make_state()
-    larger = dataclasses.replace(like, table=jnp.zeros((100, 2)), table_opt=jnp.zeros(100))
-    with pytest.raises(CheckpointError, match=r"'table' is \(77, 2\) in the checkpoint and \(100, 2\) in the model"):
+    larger = dataclasses.replace(
+        like, tables={"rows": TableState(weight=jnp.zeros((100, 2)), accumulator=jnp.zeros(100))}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"'tables/rows/accumulator' is \(77,\) in the checkpoint and \(100,\) in the model"
+    ):
         checkpointer.restore(larger)
     checkpointer.close()
 

@@ -51,7 +51,9 @@ def test_each_vector_holds_its_unit_and_group_in_the_order_of_the_leaves(numbere
     assert flat.keys() == expected.keys()
     for name, vector in flat.items():
         assert vector.ndim == 1 and vector.dtype == jnp.float32
-        np.testing.assert_array_equal(vector, expected[name])
+        size = len(expected[name])
+        np.testing.assert_array_equal(vector[:size], expected[name])
+        assert len(vector) % 1024 == 0 and len(vector) < size + 1024 and not np.any(vector[size:])
     assert {"layers/0:decay", "layers/1:decay", "layers/0:no_decay", "tokens:decay"} <= flat.keys()
 
 
@@ -59,6 +61,14 @@ def test_layouts_of_abstract_and_real_states_agree(numbered):
     abstract = nnx.state(nnx.eval_shape(lambda: GEM.build(FULL, nnx.Rngs(0))))
     ours, theirs = FlatLayout.of(numbered), FlatLayout.of(abstract)
     assert (ours.names, ours.shapes) == (theirs.names, theirs.shapes)
+    assert ours.num_parameters == sum(x.size for x in jax.tree.leaves(numbered))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), ours.abstract(), numbered)
+
+
+@pytest.mark.parametrize(("num_shards", "multiple"), [(1, 1024), (8, 1024), (6, 3072)])
+def test_any_number_of_devices_can_cut_the_vectors(numbered, num_shards, multiple):
+    flat = FlatLayout.of(numbered, num_shards).flatten(numbered)
+    assert all(len(vector) % multiple == 0 for vector in flat.values())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from gem_jax.data.schema import Schema, Table
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.models import GemConfig
 from gem_jax.training.cost import forward_flops
-from gem_jax.training.state import Setup, TrainState, count_parameters, init_state
+from gem_jax.training.state import Setup, abstract_state, count_parameters
 from gem_jax.training.step import forward
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
@@ -53,27 +53,20 @@ def schema_of(data: SyntheticConfig) -> Schema:
     return schema.replace(tables=tuple(Table(name=t.name, rows=rows.get(t.name, t.rows)) for t in schema.tables))
 
 
-def abstract_run(config: Config) -> tuple[Setup, TrainState, Batch]:
-    """A run's static parts, the shapes of its state, and a batch of empty slots."""
+def abstract_run(config: Config) -> tuple[Setup, Batch]:
+    """A run's static parts, and a batch of empty slots."""
     assert isinstance(config.data, SyntheticConfig)
     schema = schema_of(config.data)
-    setups = []
-
-    def make() -> TrainState:
-        dtype = jnp.dtype(config.train.compute_dtype)
-        setup, state = init_state(config.model, schema, config.optimizer, seed=0, dtype=dtype)
-        setups.append(setup)
-        return state
-
-    state = jax.eval_shape(make)
+    dtype = jnp.dtype(config.train.compute_dtype)
+    setup, _ = abstract_state(config.model, schema, config.optimizer, dtype=dtype)
     budgets = config.batch.budgets(schema)  # raises where one full history does not fit
-    return setups[0], state, pack(empty_examples(schema), schema, config.batch.examples, budgets)[0]
+    return setup, pack(empty_examples(schema), schema, config.batch.examples, budgets)[0]
 
 
 @functools.cache
 def measured(name: str) -> dict[str, float]:
-    setup, state, batch = abstract_run(load(CONFIGS / f"{name}.py"))
-    return {**count_parameters(state), "flops": forward_flops(setup, state, batch)}
+    setup, batch = abstract_run(load(CONFIGS / f"{name}.py"))
+    return {**count_parameters(setup), "flops": forward_flops(setup, batch)}
 
 
 def with_examples(config: Config, examples: int) -> Config:
@@ -82,18 +75,17 @@ def with_examples(config: Config, examples: int) -> Config:
     return config.replace(batch=dataclasses.replace(config.batch, examples=examples, tokens=tokens))
 
 
-def lowered_forward(setup: Setup, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+def lowered_forward(setup: Setup, batch: Batch) -> jax.stages.Lowered:
     """What `forward_flops` counts, for XLA."""
-    ids = jax.eval_shape(setup.tables.ids, batch)
-    rows = jax.ShapeDtypeStruct((*ids.shape, setup.tables.dim), state.table.dtype)
-    dense = jax.eval_shape(setup.layout.unflatten, state.dense)
+    rows = jax.ShapeDtypeStruct((setup.collection.num_lookups(batch), setup.collection.dim), jnp.float32)
+    dense = setup.layout.abstract()
     return jax.jit(lambda dense, rows, batch: forward(setup, dense, rows, batch, None)).lower(dense, rows, batch)
 
 
 def ratio(config: Config, count) -> float:
     """Our FLOPs over those that `count(lowered)` finds."""
-    setup, state, batch = abstract_run(config)
-    return forward_flops(setup, state, batch) * config.batch.examples / count(lowered_forward(setup, state, batch))
+    setup, batch = abstract_run(config)
+    return forward_flops(setup, batch) * config.batch.examples / count(lowered_forward(setup, batch))
 
 
 @pytest.mark.parametrize("name", LADDER[:3])

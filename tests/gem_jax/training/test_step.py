@@ -10,12 +10,11 @@ import pytest
 from flax import nnx
 
 from gem_jax.data.batch import Batch
-from gem_jax.embedding.collection import TableCollection
 from gem_jax.models import DLRMConfig
 from gem_jax.training.optimizer import OptimizerConfig, group_of, path_name
 from gem_jax.training.state import Setup, TrainState, count_parameters, init_state
 from gem_jax.training.step import forward, make_eval_step, make_train_step
-from tests.gem_jax.models.batches import FULL, random_batch
+from tests.gem_jax.models.batches import FULL, random_batch, stacked_ids
 
 MODEL = DLRMConfig(embedding_dim=8, bottom_hidden=(8,), top_hidden=(16,))
 OPTIMIZER = OptimizerConfig(
@@ -38,6 +37,11 @@ def make_batch(num_slots: int = 12, filled: int = 9) -> Batch:
     return batch
 
 
+def stacked(setup: Setup, state: TrainState, field: str = "weight") -> np.ndarray:
+    """All tables one after the other."""
+    return np.concatenate([setup.tables.export(state.tables, t.name, field) for t in FULL.tables])
+
+
 def copy(state: TrainState) -> TrainState:
     """The same values in other buffers: a step consumes the state that it is given."""
     return jax.tree.map(jnp.copy, state)
@@ -53,7 +57,7 @@ def stepped():
 
 def loss_by_hand(setup: Setup, dense: nnx.State, table: jax.Array, batch: Batch) -> jax.Array:
     """The loss as a function of the whole table: every lookup is an ordinary index."""
-    ids = TableCollection(FULL, MODEL.embedding_dim).ids(batch)
+    ids = stacked_ids(FULL, batch)
     rows = jnp.where((ids >= 0)[:, None], table[jnp.maximum(ids, 0)], 0.0)
     logits = forward(setup, dense, rows, batch, None) + BASE_LOGITS
     observed = ~np.isnan(batch.labels)
@@ -68,7 +72,7 @@ def test_a_step_is_its_parts_put_together(stepped):
     dense = setup.layout.unflatten(before.dense)
     loss, (dense_grads, table_grads) = jax.jit(
         jax.value_and_grad(lambda d, t: loss_by_hand(setup, d, t, batch), argnums=(0, 1))
-    )(dense, before.table)
+    )(dense, jnp.asarray(stacked(setup, before)))
     np.testing.assert_allclose(outputs["loss"], loss, rtol=1e-5)
     norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(dense_grads)))
     np.testing.assert_allclose(outputs["grad_norm"], norm, rtol=1e-5)
@@ -89,15 +93,16 @@ def test_a_step_is_its_parts_put_together(stepped):
         )
 
     touched = np.asarray(jnp.abs(table_grads).sum(axis=1) > 0)
-    ids = np.asarray(setup.tables.ids(batch))
+    ids = stacked_ids(FULL, batch)
     assert set(np.flatnonzero(touched)) <= set(ids)
-    looked_up = np.isin(np.arange(setup.tables.num_rows), ids)
-    grads = np.where(looked_up[:, None], np.float64(table_grads) + OPTIMIZER.table_l2 * np.float64(before.table), 0.0)
+    old_table, table = stacked(setup, before), stacked(setup, after)
+    looked_up = np.isin(np.arange(len(old_table)), ids)
+    grads = np.where(looked_up[:, None], np.float64(table_grads) + OPTIMIZER.table_l2 * np.float64(old_table), 0.0)
     accumulator = (grads**2).mean(axis=1)
-    new_table = before.table - 0.1 * rate * grads / (np.sqrt(accumulator)[:, None] + 1e-8)
-    np.testing.assert_allclose(after.table_opt, accumulator, rtol=2e-4, atol=1e-12)
-    np.testing.assert_allclose(after.table, new_table, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(np.asarray(after.table)[~looked_up], np.asarray(before.table)[~looked_up])
+    new_table = old_table - 0.1 * rate * grads / (np.sqrt(accumulator)[:, None] + 1e-8)
+    np.testing.assert_allclose(stacked(setup, after, "accumulator"), accumulator, rtol=2e-4, atol=1e-12)
+    np.testing.assert_allclose(table, new_table, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(table[~looked_up], old_table[~looked_up])
 
     assert int(after.step) == 1
     np.testing.assert_array_equal(after.base_logits, BASE_LOGITS)
@@ -112,7 +117,7 @@ def test_the_logits_are_those_of_the_state_before_the_step(stepped):
 
 def test_the_state_is_donated():
     setup, state = make_state()
-    table = state.table
+    table = state.tables["rows"].weight
     make_train_step(setup)(state, make_batch(), PROGRESS)
     assert table.is_deleted() and all(x.is_deleted() for x in state.dense.values())
 
@@ -138,8 +143,7 @@ def test_empty_slots_and_padding_rows_change_nothing(stepped):
     )
     same, same_outputs = step(copy(before), poisoned, PROGRESS)
     jax.tree.map(np.testing.assert_array_equal, same.dense, after.dense)
-    np.testing.assert_array_equal(same.table, after.table)
-    np.testing.assert_array_equal(same.table_opt, after.table_opt)
+    jax.tree.map(np.testing.assert_array_equal, same.tables, after.tables)
     assert same_outputs["loss"] == outputs["loss"]
     np.testing.assert_array_equal(same_outputs["logits"][~empty], outputs["logits"][~empty])
 
@@ -151,8 +155,8 @@ def test_dropout_differs_by_step_and_is_off_in_evaluation():
     evaluated = make_eval_step(setup)(state, batch)
 
     dense = setup.layout.unflatten(state.dense)
-    ids = setup.tables.ids(batch)
-    rows = jnp.where((ids >= 0)[:, None], state.table[jnp.maximum(ids, 0)], 0.0)
+    ids = stacked_ids(FULL, batch)
+    rows = jnp.where((ids >= 0)[:, None], stacked(setup, state)[np.maximum(ids, 0)], 0.0)
     plain = jax.jit(lambda d, r: forward(setup, d, r, batch, None))(dense, rows)
     np.testing.assert_allclose(evaluated, plain + BASE_LOGITS, rtol=1e-5, atol=1e-6)
 
@@ -167,9 +171,10 @@ def test_dropout_differs_by_step_and_is_off_in_evaluation():
 
 
 def test_a_new_state_is_a_function_of_its_seed():
-    (_, one), (_, same), (_, other) = make_state(seed=3), make_state(seed=3), make_state(seed=4)
-    np.testing.assert_array_equal(one.table, same.table)
-    jax.tree.map(np.testing.assert_array_equal, one.dense, same.dense)
-    assert not np.array_equal(one.table, other.table)
-    assert one.table.shape == (77, 8) and abs(float(one.table.std()) - 0.05) < 0.01
-    assert count_parameters(one) == {"dense": sum(x.size for x in one.dense.values()), "tables": 77 * 8}
+    (setup, one), (_, same), (_, other) = make_state(seed=3), make_state(seed=3), make_state(seed=4)
+    jax.tree.map(np.testing.assert_array_equal, (one.tables, one.dense), (same.tables, same.dense))
+    table = stacked(setup, one)
+    assert not np.array_equal(table, stacked(setup, other))
+    assert table.shape == (77, 8) and abs(table.std() - 0.05) < 0.01 and abs(table.mean()) < 0.01
+    counted = count_parameters(setup)
+    assert counted == {"dense": sum(x.size for x in jax.tree.leaves(setup.layout.abstract())), "tables": 77 * 8}

@@ -39,6 +39,8 @@ def tiny_config(runs_dir: pathlib.Path, *overrides: str) -> Config:
             "batch.tokens.organic=512",
             "batch.tokens.impressions=512",
             "train.shuffle=True",
+            "mesh.replica=1",
+            "mesh.shard=1",
             f"runs_dir={runs_dir}",
         ],
     )

@@ -1,0 +1,61 @@
+"""Which rows a batch looks up, and which feature gets them."""
+
+import jax
+import numpy as np
+
+from gem_jax.data.batch import Batch, Events
+from gem_jax.data.schema import Categorical, Schema, Sequence, Table, Task
+from gem_jax.embedding.collection import TableCollection
+
+SCHEMA = Schema(
+    tables=(Table(name="ad", rows=7), Table(name="topic", rows=5)),
+    categoricals=(
+        Categorical(name="ad", table="ad", role="ad"),
+        Categorical(name="interests", table="topic", role="user", max_ids=3),
+    ),
+    sequences=(Sequence(name="clicks", attributes=(Categorical(name="ad", table="ad", role="event"),), max_len=4),),
+    tasks=(Task(name="click"),),
+    domains=("feed",),
+)
+
+
+def make_batch() -> Batch:
+    return Batch(
+        ids={"ad": np.array([[3], [-1]], np.int32), "interests": np.array([[0, 4, -1], [-1, -1, -1]], np.int32)},
+        dense=np.zeros((2, 0), np.float32),
+        vectors={},
+        sequences={
+            "clicks": Events(
+                ids={"ad": np.array([6, 3, -1, -1, -1, -1, -1, -1, 0] + [-1] * 7, np.int32)},
+                age_s=np.zeros(16, np.int32),
+                offsets=np.array([0, 8, 16], np.int32),
+                lengths=np.array([2, 1], np.int32),
+            )
+        },
+        labels=np.zeros((2, 1), np.float32),
+        domain=np.zeros(2, np.int32),
+        weight=np.ones(2, np.float32),
+    )
+
+
+def test_each_feature_gets_the_rows_of_its_table():
+    collection, batch = TableCollection(SCHEMA, dim=4), make_batch()
+    rng = np.random.default_rng(0)
+    tables = {t.name: rng.normal(size=(t.rows, 4)).astype(np.float32) for t in SCHEMA.tables}
+    parts = [np.where((ids >= 0)[:, None], tables[table][ids], 0) for table, ids in collection.ids(batch)]
+    embedded = collection.split(np.concatenate(parts).astype(np.float32), batch)
+    ad, topic = tables["ad"], tables["topic"]
+    np.testing.assert_array_equal(embedded.features["ad"], np.stack([ad[3], np.zeros(4)]))
+    np.testing.assert_allclose(
+        embedded.features["interests"], np.stack([(topic[0] + topic[4]) / 2, np.zeros(4)]), rtol=1e-6
+    )
+    expected = np.zeros((16, 4))
+    expected[[0, 1, 8]] = ad[[6, 3, 0]]
+    np.testing.assert_array_equal(embedded.events["clicks"]["ad"], expected)
+
+
+def test_lookups_are_counted_from_shapes_alone():
+    collection, batch = TableCollection(SCHEMA, dim=4), make_batch()
+    assert collection.num_lookups(batch) == sum(len(ids) for _, ids in collection.ids(batch)) == 2 + 6 + 16
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    assert collection.num_lookups(shapes) == 24

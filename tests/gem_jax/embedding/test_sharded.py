@@ -1,0 +1,259 @@
+"""Sharded lookup and update on 8 devices against plain NumPy in float64, with ids that no user would wish for."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gem_jax.data.schema import Categorical, Schema, Table, Task
+from gem_jax.embedding.sharded import ShardedTables, TablesConfig
+from gem_jax.parallel.mesh import EVERYWHERE, make_mesh
+from gem_jax.parallel.sharding import shardings, state_specs
+from tests.gem_jax.embedding.test_touched_rows import by_loop
+
+DIM, NUM_DEVICES, LR = 8, 8, 0.1
+TABLES = (Table(name="user", rows=300), Table(name="ad", rows=64), Table(name="hour", rows=5))
+SCHEMA = Schema(
+    tables=TABLES,
+    categoricals=tuple(Categorical(name=t.name, table=t.name, role="user") for t in TABLES),
+    tasks=(Task(name="click"),),
+    domains=("feed",),
+)
+SIZES = {"user": 40, "ad": 24, "hour": 16}
+"""Ids of each table that a device looks up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One step: ids and gradients by table [8, n(, D)], what was looked up, and the tables before and after."""
+
+    rows: dict[str, np.ndarray]
+    before: dict[str, dict[str, np.ndarray]]
+    after: dict[str, dict[str, np.ndarray]]
+    fits: bool
+
+
+def run(replica, shard, config, ids, grads, *, optimizer="rowwise_adagrad", owners=None, steps=1) -> Run:
+    mesh = make_mesh(replica, shard)
+    tables = ShardedTables(SCHEMA, DIM, mesh, config, owners=owners, optimizer=optimizer, initial_accumulator=0.5)
+    stacked = {group: tables.stacked_ids(group) for group in tables.groups}
+    init = functools.partial(tables.init, jax.random.key(0), 1.0)
+    specs = state_specs({"tables": jax.eval_shape(init, stacked)}, fully_sharded=config.fully_sharded)["tables"]
+    state = jax.jit(init, out_shardings=shardings(mesh, specs))(stacked)
+
+    def step(state, ids, grads, number):
+        requests = [(name, ids[name][0]) for name in SIZES]
+        opened = tables.open(state)
+        rows, found = tables.lookup(opened, requests)
+        flat = jnp.concatenate([grads[name][0] for name in SIZES])
+        new = tables.update(opened, requests, found, flat, learning_rate=LR, step=number)
+        fits = jnp.bool(True) if found.fits is None else found.fits
+        ends = np.cumsum(list(SIZES.values()))
+        parts = {n: rows[None, end - SIZES[n] : end] for n, end in zip(SIZES, ends, strict=True)}
+        return tables.close(new, number), parts, fits
+
+    everywhere = P(EVERYWHERE)
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(specs, everywhere, everywhere, P()),
+        out_specs=(specs, everywhere, P()),
+        check_vma=False,
+    )
+    exported = functools.partial(_export, tables)
+    before = exported(state)
+    for number in range(steps):
+        state, rows, fits = jax.jit(mapped)(state, ids, grads, number)
+    return Run(rows={n: np.asarray(x) for n, x in rows.items()}, before=before, after=exported(state), fits=bool(fits))
+
+
+def _export(tables, state):
+    one = next(iter(state.values()))
+    fields = [name for name, x in vars(one).items() if x is not None]
+    return {t.name: {f: tables.export(state, t.name, f) for f in fields} for t in TABLES}
+
+
+def draw(kind: str, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """ids [8, n] and gradients [8, n, D] by table."""
+    rng = np.random.default_rng(seed)
+    ids = {}
+    for table in TABLES:
+        shape = NUM_DEVICES, SIZES[table.name]
+        if kind == "all equal":
+            values = np.full(shape, table.rows // 2)
+        elif kind == "all distinct":  # on a device, and among devices as far as there are rows
+            values = (np.arange(np.prod(shape)) % table.rows).reshape(shape)
+        elif kind == "all on one shard":  # round robin over 2, 4 or 8 shards: multiples of 8 share one
+            values = rng.integers(0, -(-table.rows // 8), shape) * 8
+        elif kind == "empty":
+            values = np.full(shape, -1)
+        elif kind == "one device only":
+            values = np.full(shape, -1)
+            values[3] = rng.integers(0, table.rows, shape[1])
+        else:
+            values = rng.integers(-1, table.rows, shape)
+        ids[table.name] = values.astype(np.int32)
+    grads = {n: rng.normal(size=(*x.shape, DIM)).astype(np.float32) for n, x in ids.items()}
+    return ids, grads
+
+
+def check(result: Run, ids, grads):
+    for name, values in ids.items():
+        weight = result.before[name]["weight"]
+        expected = np.where((values >= 0)[..., None], weight[values], 0)
+        np.testing.assert_array_equal(result.rows[name], expected)
+        flat_ids, flat_grads = values.reshape(-1), grads[name].reshape(-1, DIM)
+        state = type("State", (), {})()
+        vars(state).update(result.before[name])
+        wanted = by_loop("rowwise_adagrad", state, flat_ids, flat_grads, lr=LR, l2=0.0, step=0, groups=1)
+        for field, numbers in wanted.items():
+            # Up to 320 gradients of order 1 a row: sqrt(320) eps of their absolute sum, about 2e-6 of 300.
+            np.testing.assert_allclose(result.after[name][field], numbers, rtol=3e-5, atol=1e-5)
+        untouched = np.setdiff1d(np.arange(len(weight)), flat_ids)
+        np.testing.assert_array_equal(result.after[name]["weight"][untouched], weight[untouched])
+
+
+KINDS = ("random", "all equal", "all distinct", "all on one shard", "empty", "one device only")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("replica", "shard"), [(1, 8), (2, 4), (8, 1)])
+def test_any_ids_by_rows(kind, replica, shard):
+    ids, grads = draw(kind)
+    check(run(replica, shard, TablesConfig(), ids, grads), ids, grads)
+
+
+SCHEMES = {
+    "columns": dict.fromkeys(SIZES, "columns"),
+    "tables": dict.fromkeys(SIZES, "tables"),
+    "mixed": {"user": "rows", "ad": "columns", "hour": "tables"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("schemes", SCHEMES.values(), ids=SCHEMES.keys())
+def test_any_ids_by_other_schemes(kind, schemes):
+    ids, grads = draw(kind)
+    owners = {"user": 1, "ad": 3, "hour": 0}
+    check(run(2, 4, TablesConfig(schemes=schemes), ids, grads, owners=owners), ids, grads)
+
+
+@pytest.mark.parametrize("schemes", [{}, SCHEMES["mixed"]], ids=["rows", "mixed"])
+@pytest.mark.parametrize(("replica", "shard"), [(2, 4), (8, 1)])
+def test_rows_cut_over_the_replicas_too(schemes, replica, shard):
+    ids, grads = draw("random")
+    check(run(replica, shard, TablesConfig(schemes=schemes, fully_sharded=True), ids, grads), ids, grads)
+
+
+@pytest.mark.parametrize("kind", ["random", "all on one shard", "all distinct"])
+def test_ten_times_the_expected_ids_lose_nothing(kind):
+    """Places for a tenth of what an even share would need: the slower way runs, is exact, and says so."""
+    ids, grads = draw(kind)
+    result = run(2, 4, TablesConfig(capacity=0.1), ids, grads)
+    assert not result.fits
+    check(result, ids, grads)
+
+
+def test_what_fits_is_not_counted_as_overflow():
+    for kind in ("random", "all equal", "empty"):
+        ids, grads = draw(kind)
+        assert run(1, 8, TablesConfig(), ids, grads).fits
+
+
+def test_one_hot_shard_overflows_and_is_exact():
+    ids, grads = draw("all on one shard")
+    ids["user"] = (
+        ((np.arange(NUM_DEVICES * 40) * 8) % 296).reshape(8, 40).astype(np.int32)
+    )  # 37 distinct ids, one owner
+    result = run(1, 8, TablesConfig(), ids, grads)
+    assert not result.fits
+    check(result, ids, grads)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("schemes", [{}, SCHEMES["columns"]], ids=["rows", "columns"])
+def test_other_optimizers_agree_with_one_device(optimizer, schemes):
+    ids, grads = draw("random")
+    config = TablesConfig(schemes=schemes)
+    sharded = run(2, 4, config, ids, grads, optimizer=optimizer, steps=3)
+    on_one = run(1, 1, TablesConfig(), *_on_one_device(ids, grads), optimizer=optimizer, steps=3)
+    for table in SIZES:
+        for field, numbers in on_one.after[table].items():
+            np.testing.assert_allclose(sharded.after[table][field], numbers, rtol=1e-4, atol=2e-5)
+
+
+def _on_one_device(ids, grads):
+    """The same lookups as one device's."""
+    return {n: x.reshape(1, -1) for n, x in ids.items()}, {n: x.reshape(1, -1, DIM) for n, x in grads.items()}
+
+
+@pytest.mark.parametrize("fully_sharded", [False, True])
+def test_averaged_weights_follow_the_papers_update(fully_sharded):
+    """arXiv 2508.03854: each group updates on its own mean gradient with v / c, then weights and v are averaged."""
+    ids, grads = draw("random")
+    groups, shard = 4, 2
+    result = run(groups, shard, TablesConfig(sync="weights", fully_sharded=fully_sharded), ids, grads)
+    for name in SIZES:
+        weights, sums = [], []
+        for group in range(groups):
+            own = slice(group * shard, (group + 1) * shard)
+            state = type("State", (), {})()
+            vars(state).update(result.before[name])
+            new = by_loop(
+                "rowwise_adagrad",
+                state,
+                ids[name][own].reshape(-1),
+                groups * grads[name][own].reshape(-1, DIM),
+                lr=LR,
+                l2=0.0,
+                step=0,
+                groups=groups,
+            )
+            weights.append(new["weight"])
+            sums.append(new["accumulator"])
+        np.testing.assert_allclose(result.after[name]["weight"], np.mean(weights, axis=0), rtol=3e-5, atol=1e-5)
+        np.testing.assert_allclose(result.after[name]["accumulator"], np.mean(sums, axis=0), rtol=3e-5, atol=1e-5)
+
+
+def test_averaging_every_third_step_leaves_replicas_apart_in_between():
+    ids, grads = draw("random")
+    config = TablesConfig(sync="weights", sync_every=3)
+    due, not_due = (run(4, 2, config, ids, grads, steps=n).after["user"]["weight"] for n in (3, 2))
+    every = run(4, 2, TablesConfig(sync="weights"), ids, grads, steps=3).after["user"]["weight"]
+    assert not np.allclose(due, every, atol=1e-4) and not np.allclose(due, not_due, atol=1e-4)
+    np.testing.assert_allclose(due, every, atol=4 * LR)  # each step moves a weight by about LR at most
+
+
+def test_new_tables_are_the_same_on_every_mesh():
+    ids, grads = draw("empty")
+    one = run(1, 1, TablesConfig(), *_on_one_device(ids, grads)).before
+    for replica, shard, config in (
+        (2, 4, TablesConfig(schemes=SCHEMES["mixed"])),
+        (4, 2, TablesConfig(fully_sharded=True)),
+    ):
+        other = run(replica, shard, config, ids, grads, owners={"hour": 2}).before
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    values = np.concatenate([one[name]["weight"] for name in SIZES])
+    assert abs(values.mean()) < 0.1 and abs(values.std() - 1) < 0.1 and len(np.unique(values, axis=0)) == len(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(sync_every=0), "tables.sync_every=0 must be at least 1"),
+        (dict(sync_every=2), "tables.sync_every=2 needs tables.sync=weights and tables.fully_sharded=False"),
+        (dict(capacity=0.0), "tables.capacity=0.0 must be positive"),
+    ],
+)
+def test_wrong_configs(change, message):
+    with pytest.raises(ValueError, match=message):
+        TablesConfig(**change)
+
+
+def test_columns_must_divide():
+    with pytest.raises(ValueError, match="width 6 cannot be cut by columns over mesh.shard=4"):
+        ShardedTables(SCHEMA, 6, make_mesh(2, 4), TablesConfig(schemes={"user": "columns"}))
