@@ -1,6 +1,9 @@
 """DCN-V2 on a sample of Criteo's display ads (80,000 rows, 3.2 % clicks).
 
 python -m gem_jax.train configs/criteo_sample.py data.path=<criteo_80k.parquet>
+
+Test AUC .7350, .7317, .7339 (seeds 0, 1, 2); gradient-boosted trees reach about .727 on a random split.
+Two CPU cores, jax 0.11.2, commit 7c0bccb: python -m gem_jax.compare configs/criteo_sample.py --seeds 0,1,2 data.path=...
 """
 
 from gem_jax.config import Config, TrainConfig

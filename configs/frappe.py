@@ -1,6 +1,9 @@
 """Wukong on Frappe (BARS Frappe_x1): will this user open this app in this context?
 
 python -m gem_jax.train configs/frappe.py data.path=<frappe_x1.npz or the BARS folder>
+
+Test AUC .9844, .9846, .9851 (seeds 0, 1, 2), train negatives re-drawn; the bar is .984. Wukong's paper has .9868, BARS' best .9861.
+Two CPU cores, jax 0.11.2, commit 7c0bccb: python -m gem_jax.compare configs/frappe.py --seeds 0,1,2 data.path=...
 """
 
 from gem_jax.config import Config, TrainConfig

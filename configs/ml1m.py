@@ -1,6 +1,15 @@
 """GEM on MovieLens-1M: is a rating 4 or more, given the user's earlier ratings? The last tenth of each history is the test.
 
 python -m gem_jax.train configs/ml1m.py data.path=<folder of MovieLens-1M>
+
+Means of seeds 0, 1, 2 on the test part, and how far NE lies above GEM's in each seed:
+  GEM                   NE .7418  AUC .8215  gAUC .6889
+  without histories     NE .7802  AUC .8005  gAUC .7153   NE +.0370 to +.0391
+  logistic regression   NE .8096  AUC .7878  gAUC .7058   NE +.0665 to +.0684
+Histories tell how generous a user is, which the AUC over all users rewards; within a user (gAUC) the model without them orders
+better.
+One H200, jax 0.11.2, commit 9f1b338: python -m gem_jax.compare configs/ml1m.py configs/ablations/ml1m_no_sequences.py
+configs/baselines/ml1m_logistic_regression.py --seeds 0,1,2 data.path=...
 """
 
 from gem_jax.config import Config

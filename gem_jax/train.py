@@ -133,10 +133,10 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     train_step = make_train_step(
         setup, task_weights=config.train.task_weights, domain_weights=config.train.domain_weights
     )
-    eval_step = make_eval_step(setup)
+    eval_step, in_step = make_eval_step(setup), make_table_average(setup)
 
     def evaluation(source: Source) -> dict[str, Any]:
-        return evaluate(setup, eval_step, state, source, config.batch, config.train.eval_examples)
+        return evaluate(setup, eval_step, in_step(state), source, config.batch, config.train.eval_examples)
 
     # --- Where the run stands: at its start, or at the last checkpoint of the newest run of this name -------------------------
     progress = Progress()
@@ -164,7 +164,9 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
         now = progress.count_seconds(since)
         stream = loader.state()
         positions = processes.gather_rows(np.array([stream["position"]])).tolist()  # every process has its own
-        checkpointer.save(state, {"progress": dataclasses.asdict(progress), "loader": stream, "positions": positions})
+        checkpointer.save(
+            in_step(state), {"progress": dataclasses.asdict(progress), "loader": stream, "positions": positions}
+        )
         return now
 
     # --- The loop: one step a batch; what a step returns is looked at while the next one runs ---------------------------------
@@ -195,8 +197,6 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
                 result = evaluation(splits.valid or splits.test)
                 log.log(progress.step, progress.examples, scalars("valid" if splits.valid else "eval", result))
                 clock += time.perf_counter() - pause
-        if config.tables.sync_every > 1:
-            state = make_table_average(setup)(state)
         save(clock)
         batches.close()
         checkpointer.close()

@@ -74,7 +74,7 @@ class Checkpointer:
                 raise CheckpointError(
                     f"checkpoint {self._manager.directory}/{step} does not fit the configured model: '{name}' is "
                     f"{found.get(name, 'absent')} in the checkpoint and {wanted.get(name, 'absent')} in the model; "
-                    "resume with the config it was trained with"
+                    "resume with the config and the mesh it was trained with"
                 )
 
     def close(self) -> None:

@@ -108,13 +108,16 @@ def make_eval_step(setup: Setup) -> EvalStep:
 
 
 def make_table_average(setup: Setup) -> Callable[[TrainState], TrainState]:
-    """A jitted function that brings the tables of the replica groups in step, where they are not after every step."""
+    """A function that brings the tables of the replica groups in step, for a checkpoint or an evaluation; the identity where they
+    are in step after every step."""
+    if setup.tables.config.sync_every == 1:
+        return lambda state: state
 
     def average(state: TrainState) -> TrainState:
         return dataclasses.replace(state, tables=setup.tables.average(state.tables))
 
     mapped = jax.shard_map(average, mesh=setup.mesh, in_specs=(setup.specs,), out_specs=setup.specs, check_vma=False)
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped)
 
 
 def _gather(setup: Setup, shares: FlatState) -> nnx.State:

@@ -1,0 +1,128 @@
+"""What a run would need on GPUs that are not there: the training step compiled for each mesh, as a table.
+
+    JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python -m gem_jax.scale configs/gem_base.py --meshes 2x8,32x8,256x8 [--json FILE] [a.b=c ...]
+    python -m gem_jax.scale --table FILE                                                     a file as Markdown
+
+A mesh is REPLICAxSHARD H200s in hosts of eight. Needs no GPU, driver or CUDA, only the wheels jax-cuda13-plugin and
+jax-cuda13-pjrt. Per GPU: state (parameters, optimizer, tables, batch), temporaries of the step (with XLA's attention), and bytes
+received a step, dense parameters and tables apart, inside a group and between groups.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+
+from gem_jax.config import ConfigError, load
+from gem_jax.scale.aot import CompiledStep, compile_step, gpu_mesh
+from gem_jax.scale.hlo import Collective
+
+REPLICA, SHARD = ("replica",), ("shard",)
+TABLE_KINDS = ("all-to-all", "ragged-all-to-all")
+MIB = 2**20
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit code: 0, or 2 where the user's input is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m gem_jax.scale", description=__doc__.split("\n")[0])
+    parser.add_argument("config", nargs="?", help="a config file")
+    parser.add_argument("overrides", nargs="*", help="a.b=c")
+    parser.add_argument("--meshes", default="2x8,32x8,256x8", help="REPLICAxSHARD, with commas between")
+    parser.add_argument("--json", type=pathlib.Path, help="write the rows there, after those it already has")
+    parser.add_argument("--table", type=pathlib.Path, help="print this file as Markdown; compiles nothing")
+    options = parser.parse_args(arguments)
+    try:
+        if options.table is not None:
+            print(markdown(json.loads(options.table.read_text())))
+            return 0
+        if options.config is None:
+            raise ConfigError("name a config, e.g. python -m gem_jax.scale configs/gem_base.py --meshes 2x8,32x8")
+        rows = json.loads(options.json.read_text()) if options.json is not None and options.json.exists() else []
+        for replica, shard in _meshes(options.meshes):
+            rows.append(measure(options.config, options.overrides, replica, shard))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            if options.json is not None:
+                options.json.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+        print(markdown(rows))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _meshes(text: str) -> list[tuple[int, int]]:
+    meshes = []
+    for word in text.split(","):
+        match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", word)
+        if match is None:
+            raise ConfigError(f"--meshes has '{word}'; write REPLICAxSHARD, e.g. 32x8")
+        meshes.append((int(match[1]), int(match[2])))
+    return meshes
+
+
+def measure(path: str, overrides: list[str], replica: int, shard: int) -> dict[str, Any]:
+    """One mesh's row, in bytes per GPU."""
+    jax.config.update("jax_platforms", "cpu")  # the compiler is a plugin's, the process has no GPU
+    config = load(path, overrides)
+    mesh = gpu_mesh(replica, shard)
+    start = time.perf_counter()
+    step = compile_step(config, config.data.build().schema, mesh)
+    row = {"config": config.name, "overrides": overrides, "replica": replica, "shard": shard}
+    return (
+        row
+        | summary(step)
+        | {"compile_s": round(time.perf_counter() - start, 1), "jax": jax.__version__, "commit": _commit()}
+    )
+
+
+def summary(step: CompiledStep) -> dict[str, int]:
+    """Bytes per GPU by purpose: over `shard` gathers and reductions are dense parameters', all-to-alls are tables'; over `replica`
+    sums are dense gradients', gathers and scatters are tables'."""
+
+    def received(axes: tuple[str, ...], is_tables: bool) -> int:
+        def belongs(c: Collective) -> bool:
+            of_tables = c.kind in TABLE_KINDS if axes == SHARD else c.kind in ("all-gather", "reduce-scatter")
+            return c.axes == axes and of_tables == is_tables and not c.is_fallback
+
+        return sum(c.received_bytes for c in step.collectives if belongs(c))
+
+    return {
+        "state_bytes": step.state_bytes,
+        "temporary_bytes": step.temporary_bytes,
+        "dense_shard_bytes": received(SHARD, False),
+        "dense_replica_bytes": received(REPLICA, False),
+        "tables_shard_bytes": received(SHARD, True),
+        "tables_replica_bytes": received(REPLICA, True),
+    }
+
+
+def _commit() -> str | None:
+    here = str(pathlib.Path(__file__).parent)
+    done = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table, MiB per GPU."""
+    columns = ("state", "temporary", "dense_shard", "dense_replica", "tables_shard", "tables_replica")
+    lines = [
+        "| config | GPUs | replica x shard | state | temporaries | dense, in the group | dense, between groups "
+        "| tables, in the group | tables, between groups |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        name = " ".join([row["config"], *row["overrides"]])
+        cells = [f"{row[f'{column}_bytes'] / MIB:,.1f}" for column in columns]
+        mesh = f"{row['replica']} x {row['shard']}"
+        lines.append("| " + " | ".join([name, str(row["replica"] * row["shard"]), mesh, *cells]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
