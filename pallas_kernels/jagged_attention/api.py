@@ -15,8 +15,8 @@ from pallas_kernels.jagged_attention.activations import KINDS
 from pallas_kernels.jagged_attention.bias import RelativeBias
 from pallas_kernels.jagged_attention.mask import Mask
 
-Implementation = Literal["reference", "xla", "mosaic_gpu"]
-BACKENDS = ("mosaic_gpu", "xla", "reference")
+Implementation = Literal["reference", "xla", "triton", "mosaic_gpu"]
+BACKENDS = ("mosaic_gpu", "triton", "xla", "reference")
 ROW_ALIGNMENT = 8  # rows; one swizzled TMA tile on Hopper
 
 
@@ -60,8 +60,8 @@ def jagged_attention(
       scale: None means 1 / sqrt(K) (HSTU's research code uses 1.0).
       num_targets: int32 [B]; the last tokens of each sequence that are targets (see `Mask`).
       bias: HSTU's relative bias ("reference" and "xla" only).
-      implementation: None tries mosaic_gpu on a Hopper GPU and falls back to xla, which runs
-        everywhere; a name runs that backend or raises.
+      implementation: None tries mosaic_gpu on a Hopper GPU, then triton on any from Ampere on, and falls
+        back to xla, which runs everywhere; a name runs that backend or raises.
       deterministic: gradients bitwise equal from run to run ("mosaic_gpu": two kernels instead of a
         fused one; the other backends always are).
       plan: `make_plan(...)`, to share one work list over layers; "mosaic_gpu" only, others ignore it.
@@ -197,7 +197,7 @@ def _default_order() -> tuple[str, ...]:
     if jax.default_backend() != "gpu":
         return ("xla",)
     hopper = getattr(jax.devices()[0], "compute_capability", "") == "9.0"
-    return ("mosaic_gpu", "xla") if hopper else ("xla",)
+    return ("mosaic_gpu", "triton", "xla") if hopper else ("triton", "xla")
 
 
 def _check_kind(name, value, allowed):

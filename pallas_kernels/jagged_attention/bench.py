@@ -6,9 +6,9 @@ backward 5, whatever a kernel recomputes. Each number is the median of 20 sample
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
-import itertools
 import json
 import statistics
 import time
@@ -37,10 +37,11 @@ class Case:
     passes: tuple[str, ...] = ("fwd", "bwd")
     deterministic: bool = False
     keys: int = 256
+    width: int = 512  # heads * head_dim
 
     @property
     def heads(self) -> int:
-        return 512 // self.head_dim
+        return self.width // self.head_dim
 
     def true_lengths(self) -> np.ndarray:
         if self.lengths == "full":
@@ -81,14 +82,14 @@ SHAPES = (
 )
 CASES = (
     *(Case(kind, *shape) for kind in ("silu", "softmax") for shape in SHAPES),
-    Case("silu", 256, 4096),
+    Case("silu", 256, 4096, width=1024),
     Case("silu", 128, 4096, passes=("bwd",), deterministic=True),
     Case("silu", 128, 4096, mask=Mask(window=512)),
     Case("silu", 128, 4096, mask=Mask(block=64, causal=False)),
     Case("silu", 128, 4096, "quarter"),
     Case("silu", 128, 4096, mask=Mask(causal=False)),
     Case("gdpa", 128, 4096),
-    Case("softmax", 256, 4096),
+    Case("softmax", 256, 4096, width=1024),
     Case("silu", 128, 2048, implementation="xla"),
 )
 
@@ -120,7 +121,7 @@ def rows(commit: str = "") -> Iterator[dict]:
                 "ms": round(ms, 4),
                 "tflops": round(tflops, 1),
                 "share_of_ceiling": round(tflops / ceiling, 3),
-                "cudnn_tflops": cudnn(case.head_dim, case.max_len).get(name) if comparable else None,
+                "cudnn_tflops": cudnn(case.heads, case.head_dim, case.max_len).get(name) if comparable else None,
                 "device": device,
                 "jax": jax.__version__,
                 "commit": commit,
@@ -174,6 +175,15 @@ def layout(case: Case):
 
 def measure(case: Case) -> dict[str, tuple[float, float]]:
     """{pass: (ms, TFLOP/s)}."""
+    out = {}
+    for name in case.passes:
+        ms = milliseconds(*prepare(case, name))
+        out[name] = ms, {"fwd": 1.0, "bwd": 2.5}[name] * case.flops() / ms / 1e9
+    return out
+
+
+def prepare(case: Case, pass_name: str):
+    """(a compiled function, its arguments) of one pass of a case."""
     offsets, lengths, total = layout(case)
     keys = jax.random.split(jax.random.key(0), 4)
     shape = (total, case.heads, case.head_dim)
@@ -191,15 +201,11 @@ def measure(case: Case) -> dict[str, tuple[float, float]]:
             attend = api.gdpa
         return attend(q, k, v, offsets, lengths, max_len=case.max_len, implementation=case.implementation)
 
-    out = {}
-    if "fwd" in case.passes:
-        ms = milliseconds(jax.jit(forward), q, k, v, plan)
-        out["fwd"] = ms, case.flops() / ms / 1e9
-    if "bwd" in case.passes:
-        pull = jax.jit(lambda q, k, v, plan: jax.vjp(lambda q, k, v: forward(q, k, v, plan), q, k, v)[1])(q, k, v, plan)
-        ms = milliseconds(jax.jit(lambda pull, do: pull(do)), pull, do)
-        out["bwd"] = ms, 2.5 * case.flops() / ms / 1e9
-    return out
+    if pass_name == "fwd":
+        arguments = q, k, v, plan
+        return jax.jit(forward).lower(*arguments).compile(), *arguments
+    pull = jax.jit(lambda q, k, v, plan: jax.vjp(lambda q, k, v: forward(q, k, v, plan), q, k, v)[1])(q, k, v, plan)
+    return jax.jit(lambda pull, do: pull(do)).lower(pull, do).compile(), pull, do
 
 
 def milliseconds(function, *arguments, samples: int = SAMPLES) -> float:
@@ -221,19 +227,19 @@ def matmul_tflops(n: int = 8192) -> float:
     return 2 * n**3 / milliseconds(jax.jit(jnp.dot), a, a) / 1e9
 
 
-def cudnn_tflops(head_dim: int, max_len: int) -> dict[str, float]:
+def cudnn_tflops(heads: int, head_dim: int, max_len: int) -> dict[str, float]:
     """Causal softmax attention of cuDNN on a full batch: through torch, the faster way, or else jax.nn."""
-    times = _cudnn_torch(head_dim, max_len) or _cudnn_jax(head_dim, max_len)
-    flops = Case("softmax", head_dim, max_len).flops()
+    times = _cudnn_torch(heads, head_dim, max_len) or _cudnn_jax(heads, head_dim, max_len)
+    flops = Case("softmax", head_dim, max_len, width=heads * head_dim).flops()
     factors = {"fwd": 1.0, "bwd": 2.5}
     return {name: round(factors[name] * flops / ms / 1e9, 1) for name, ms in times.items()}
 
 
-def _cudnn_jax(head_dim, max_len):
+def _cudnn_jax(heads, head_dim, max_len):
     if head_dim > 128:  # jax.nn refuses these on Hopper's backward pass
         return {}
     keys = jax.random.split(jax.random.key(0), 4)
-    shape = (BATCH, max_len, 512 // head_dim, head_dim)
+    shape = (BATCH, max_len, heads, head_dim)
     q, k, v, do = (jax.random.normal(key, shape, jnp.bfloat16) for key in keys)
     forward = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
     pull = jax.jit(lambda *x: jax.vjp(forward, *x)[1])(q, k, v)
@@ -243,14 +249,14 @@ def _cudnn_jax(head_dim, max_len):
     }
 
 
-def _cudnn_torch(head_dim, max_len):
+def _cudnn_torch(heads, head_dim, max_len):
     try:
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
     except ImportError:
         return {}
     attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
-    shape = (BATCH, 512 // head_dim, max_len, head_dim)
+    shape = (BATCH, heads, max_len, head_dim)
     options = dict(device="cuda", dtype=torch.bfloat16)
     q, k, v = (torch.randn(shape, **options, requires_grad=True) for _ in range(3))
     do = torch.randn(shape, **options)
@@ -276,45 +282,51 @@ def _cudnn_torch(head_dim, max_len):
 
 # tile sizes ----------------------------------------------------------------------------------------
 
-CHOICES = {
-    "forward": dict(keys=(64, 128), stages=(2, 3, 4), q_stages=(1, 2)),
-    "backward": dict(q_stages=(1, 2, 3), do_stages=(1, 2, 3), late=(False, True), shared_ds=(False, True)),
-    "dq": dict(keys=(64, 128), stages=(1, 2, 3)),
+# values worth trying of each field, and where a kernel's tiling is; what does not fit is skipped
+CHOICES: dict[str, dict[str, tuple]] = {
+    "forward": dict(keys=(64, 80, 128), stages=(2, 3), q_stages=(1, 2, 3), hold=(False, True)),
+    "backward": dict(q_stages=(2, 3), do_stages=(1, 2, 3), kv_stages=(2, 3, 4), shared_ds=(False, True)),
+    "dq": dict(keys=(64, 128), stages=(1, 2, 3), q_stages=(1, 2)),
 }
+TUNED_ON = {"forward": ("fwd", False), "backward": ("bwd", False), "dq": ("bwd", True)}  # pass, deterministic
 
 
 def tune():
-    """Time every tiling that compiles and fits on log-normal lengths; keep the fastest of each kernel."""
+    """Search tile sizes on log-normal lengths and write the file of this GPU, kernel by kernel: every field in turn
+    is set to each of its values, from the present tiling on, and the fastest value stays."""
     kind = jax.devices()[0].device_kind
     path = tuning.FOLDER / f"{tuning.file_name(kind)}.json"
-    table = {}
-    for head_dim in mosaic_gpu.HEAD_SIZES:
-        best = {}
-        for kernel, (position, pass_name, deterministic) in {
-            "forward": (0, "fwd", False),
-            "backward": (1, "bwd", False),
-            "dq": (2, "bwd", True),
-        }.items():
-            case = Case("silu", head_dim, 4096, "lognormal", passes=(pass_name,), deterministic=deterministic)
-            best[kernel] = _fastest(case, kernel, position, list(tuning.tilings(kind, head_dim)))
-        table[str(head_dim)] = best
-    path.write_text(json.dumps(table, indent=2) + "\n")
+    table = {str(size): dict(zip(CHOICES, tuning.tilings(kind, size), strict=True)) for size in mosaic_gpu.HEAD_SIZES}
+    for size in (128, 64, 256):
+        for kernel in CHOICES:
+            table[str(size)][kernel] = _fastest(size, kernel, table[str(size)])
+            rows = {size: {k: dataclasses.asdict(x) for k, x in row.items()} for size, row in table.items()}
+            path.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def _fastest(case, kernel, position, tilings):
-    timed = []
-    original = tuning.tilings
-    for values in itertools.product(*CHOICES[kernel].values()):
-        choice = dict(zip(CHOICES[kernel], values, strict=True))
-        tilings[position] = type(tilings[position])(**choice)
-        tuning.tilings = lambda *_, fixed=tuple(tilings): fixed
+def _fastest(size, kernel, row):
+    pass_name, deterministic = TUNED_ON[kernel]
+    case = Case("silu", size, 4096, "lognormal", passes=(pass_name,), deterministic=deterministic)
+    best, best_ms = row[kernel], None
+
+    def compiled(tiling):
         try:
-            ms = measure(case)[case.passes[0]][0]
+            with tuning.trial(tuple((row | {kernel: tiling}).values())):
+                return prepare(case, pass_name)
         except Exception as error:  # out of shared memory or registers: not a candidate
-            print(f"K{case.head_dim} {kernel} {choice}: {type(error).__name__}", flush=True)
-            continue
-        finally:
-            tuning.tilings = original
-        print(f"K{case.head_dim} {kernel} {choice}: {ms:.3f} ms", flush=True)
-        timed.append((ms, choice))
-    return min(timed, key=lambda pair: pair[0])[1]
+            print(f"K{size} {kernel} {tiling}: {type(error).__name__}", flush=True)
+            return None
+
+    for field, values in CHOICES[kernel].items():
+        candidates = [dataclasses.replace(best, **{field: value}) for value in values]
+        candidates = [x for x in candidates if best_ms is None or x != best]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            prepared = list(pool.map(compiled, candidates))
+        for tiling, work in zip(candidates, prepared, strict=True):
+            if work is None:
+                continue
+            ms = milliseconds(*work)
+            print(f"K{size} {kernel} {tiling}: {ms:.3f} ms", flush=True)
+            if best_ms is None or ms < best_ms:
+                best, best_ms = tiling, ms
+    return best

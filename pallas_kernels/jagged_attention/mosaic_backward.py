@@ -31,25 +31,23 @@ def backward_kv(
     log_sum,
     delta,
     table,
+    gaps,
     problem: Problem,
     tiling: Tiling,
     programs: int,
     dq_sum=None,
-    parts: tuple[str, ...] = ("dk", "dv"),
 ):
     """dK and dV over the items of `table` (`Plan.by_key`).
 
     Args:
-      q, do: [T, H, K]; k, v: [Tk, Hkv, K], bfloat16 or float16, K of 64 or 128; 256 with one part.
+      q, do: [T, H, K]; k, v: [Tk, Hkv, K], bfloat16 or float16, K of 64 or 128.
+      gaps: `Plan.kv_gaps`.
       log_sum, delta: softmax's float32 [H, T] (see `forward`; row sums of o * do); else None.
       dq_sum: a `jax.Ref` float32 [T, H, K] to which dQ / (scale / divide_by) is added, in no fixed
         order; None: dQ is not computed.
-      parts: what to compute; one of the two at K of 256, where the sums of both need more registers
-        than there are.
 
     Returns:
-      The parts, each [Tk, Hkv, K]; unwritten in rows outside the items' sequences, 0 up to the next multiple
-        of 8 rows.
+      dk, dv: [Tk, Hkv, K]; 0 in rows of no sequence.
     """
     size, group = q.shape[2], q.shape[1] // k.shape[1]
     fused, softmax = dq_sum is not None, problem.kind == "softmax"
@@ -59,8 +57,7 @@ def backward_kv(
     transforms = common.tiled(q.dtype, swizzle)
     names = _barrier_names(fused)
     # where the sums leave room, the copy warpgroup gets what keeps it from spilling
-    roomy = size == 64 or "dk" not in parts
-    registers = common.FORWARD_REGISTERS if roomy else common.BACKWARD_REGISTERS
+    registers = common.FORWARD_REGISTERS if size == 64 else common.BACKWARD_REGISTERS
 
     def runs_of(item):
         return problem.query_tiles(item, TILE, QUERIES)
@@ -69,26 +66,26 @@ def backward_kv(
         return runs_of(item).steps * group
 
     def split_refs(refs):
-        inputs, refs = refs[: 5 + 2 * softmax], refs[5 + 2 * softmax :]
+        inputs, refs = refs[: 6 + 2 * softmax], refs[6 + 2 * softmax :]
         dq_ref, refs = (refs[0], refs[1:]) if fused else (None, refs)
-        outs = dict(zip(parts, refs, strict=False))
-        scratch = dict(zip(_memory_names(fused, softmax) + names, refs[len(parts) :], strict=True))
+        outs = refs[:2]
+        scratch = dict(zip(_memory_names(fused, softmax) + names, refs[2:], strict=True))
         return inputs, dq_ref, outs, scratch
 
     def jagged_attention_backward(*refs):
         inputs, dq_ref, outs, scratch = split_refs(refs)
-        table_ref = inputs[-1]
+        *tiles_of, table_ref, gaps_ref = inputs
         warpgroup = lax.axis_index("warpgroup")
 
         @pl.when(warpgroup < WARPGROUPS)
         def _compute():
             plgpu.set_max_registers(registers[0], action="increase")
 
-            def body(item, steps, before, count):
-                walk = Walk(problem, tiling, item, steps, before, runs_of(item), group, dq_ref, scratch)
+            def body(visit):
+                walk = Walk(problem, tiling, visit, runs_of(visit.item), group, dq_ref, scratch)
                 loop = walk.late if tiling.late else walk.plain
-                accumulators = {part: plgpu.ACC((ROWS, size), jnp.float32) for part in parts}
-                walk.store(pl.run_scoped(loop, **accumulators), outs)
+                accumulator = plgpu.ACC((ROWS, size), jnp.float32)
+                walk.store(pl.run_scoped(loop, accumulator, accumulator), outs)
 
             common.item_loop(table_ref, problem, programs, steps_of, body)
             plgpu.wait_smem_to_gmem(0)
@@ -97,17 +94,19 @@ def backward_kv(
         def _copy():
             plgpu.set_max_registers(registers[1], action="decrease")
 
-            def body(item, steps, before, count):
-                _copy_item(inputs, scratch, item, steps, before, count, runs_of(item), group, tiling)
+            def body(visit):
+                _copy_item(tiles_of, scratch, visit, runs_of(visit.item), group, tiling)
 
             common.item_loop(table_ref, problem, programs, steps_of, body)
+            common.zero_gaps(gaps_ref, outs, scratch["zeros"], programs)
 
     def smem(*shape, dtype=q.dtype, swizzle=transforms):
         return plgpu.SMEM(shape, dtype, transforms=swizzle)
 
-    memory = [smem(q_stages, QUERIES, size), smem(do_stages, QUERIES, size), smem(TILE, size), smem(TILE, size)]
+    memory = [smem(q_stages, QUERIES, size), smem(do_stages, QUERIES, size), smem(tiling.kv_stages, TILE, size)]
+    memory += [plgpu.SMEM(common.ZEROS, q.dtype)]
     if softmax:
-        memory += [plgpu.SMEM((n, QUERIES), jnp.float32) for n in (q_stages, do_stages)]
+        memory += [plgpu.SMEM((q_stages + do_stages, QUERIES), jnp.float32)]
     if fused:
         memory += [
             smem(2, TILE, QUERIES),
@@ -115,13 +114,12 @@ def backward_kv(
         ]
     copies = 1 + softmax
     barriers = [
-        plgpu.Barrier(),
-        plgpu.Barrier(),
+        plgpu.Barrier(num_barriers=tiling.kv_stages),
         plgpu.Barrier(num_arrivals=copies, num_barriers=q_stages),
         plgpu.Barrier(num_arrivals=copies, num_barriers=do_stages),
         plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=q_stages),
         plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=do_stages),
-        plgpu.Barrier(num_arrivals=WARPGROUPS),
+        plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=tiling.kv_stages),
         plgpu.Barrier(),
     ]
     if fused:
@@ -129,10 +127,10 @@ def backward_kv(
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=2),
             plgpu.Barrier(num_arrivals=WARPGROUPS),
         ]
-    arguments = [q, k, v, do] + [log_sum, delta] * softmax + [table] + [dq_sum] * fused
+    arguments = [q, k, v, do] + [log_sum, delta] * softmax + [table, gaps] + [dq_sum] * fused
     return plgpu.kernel(
         jagged_attention_backward,
-        out_type=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * len(parts),
+        out_type=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
         scratch_types=memory + barriers,
         grid=(programs,),
         grid_names=("program",),
@@ -143,25 +141,23 @@ def backward_kv(
 
 
 def _memory_names(fused, softmax):
-    return ["q", "do", "k", "v"] + ["log_sum", "delta"] * softmax + ["ds", "dq"] * fused
+    return ["q", "do", "kv", "zeros"] + ["sums"] * softmax + ["ds", "dq"] * fused
 
 
 def _barrier_names(fused):
-    names = ["k_full", "v_full", "q_full", "do_full", "q_free", "do_free", "kv_free", "tail"]
+    names = ["kv_full", "q_full", "do_full", "q_free", "do_free", "kv_free", "tail"]
     return names + ["ds_full", "k_read"] * fused
 
 
-def _copy_item(inputs, scratch, item, steps, before, count, runs, group, tiling):
+def _copy_item(tiles_of, scratch, visit, runs, group, tiling):
     """The copy warpgroup's part of one item."""
-    q_ref, k_ref, v_ref, do_ref, *sums, _ = inputs
+    q_ref, k_ref, v_ref, do_ref, *sums = tiles_of
+    item, before = visit.item, visit.before
 
     def load(step, carry):
         head, row = head_and_row(item, step, runs, group)
         rows = pl.ds(item.q_start + row, QUERIES)
-        for name, stages, ref, extra in (
-            ("q", tiling.q_stages, q_ref, ("log_sum", 0)),
-            ("do", tiling.do_stages, do_ref, ("delta", 1)),
-        ):
+        for number, (name, stages, ref) in enumerate((("q", tiling.q_stages, q_ref), ("do", tiling.do_stages, do_ref))):
             slot = lax.rem(before + step, stages)
             full = scratch[f"{name}_full"].at[slot]
 
@@ -172,19 +168,26 @@ def _copy_item(inputs, scratch, item, steps, before, count, runs, group, tiling)
             end = item.q_length - row
             common.load_tile(ref.at[rows, head], scratch[name].at[slot], full, scratch["tail"], end)
             if sums:
-                plgpu.copy_gmem_to_smem(sums[extra[1]].at[head, rows], scratch[extra[0]].at[slot], full)
+                target = scratch["sums"].at[number * tiling.q_stages + slot]  # log_sum, then delta
+                plgpu.copy_gmem_to_smem(sums[number].at[head, rows], target, full)
         return carry
 
-    # the first query tiles do not wait for the last item's K and V to be free
-    first = jnp.minimum(steps, min(tiling.q_stages, tiling.do_stages))
-    lax.fori_loop(0, first, load, ())
+    def load_keys(ref, place):
+        number = 2 * visit.number + place  # K and V take turns in one ring of tiles
+        slot = lax.rem(number, tiling.kv_stages)
 
-    @pl.when(count > 0)
-    def _():
-        plgpu.barrier_wait(scratch["kv_free"])
+        @pl.when(number >= tiling.kv_stages)
+        def _():
+            plgpu.barrier_wait(scratch["kv_free"].at[slot])
 
-    keys = pl.ds(item.kv_start + item.row, TILE)
-    for name, ref in (("k", k_ref), ("v", v_ref)):
-        tile, end = ref.at[keys, item.head], item.kv_length - item.row
-        common.load_tile(tile, scratch[name], scratch[f"{name}_full"], scratch["tail"], end)
-    lax.fori_loop(first, steps, load, ())
+        tile, end = ref.at[pl.ds(item.kv_start + item.row, TILE), item.head], item.kv_length - item.row
+        common.load_tile(tile, scratch["kv"].at[slot], scratch["kv_full"].at[slot], scratch["tail"], end)
+
+    # what need not wait for the last item's K and V to be free goes first
+    ahead = tiling.kv_stages - 2
+    first = jnp.minimum(visit.steps, min(tiling.q_stages, tiling.do_stages))
+    for place, ref in ((0, k_ref), (1, v_ref)):
+        if place == min(ahead, 1):
+            lax.fori_loop(0, first, load, ())
+        load_keys(ref, place)
+    lax.fori_loop(first, visit.steps, load, ())

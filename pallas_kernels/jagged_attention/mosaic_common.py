@@ -8,6 +8,7 @@ a tile may run past its sequence into other rows, which are masked, and zeroed i
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -25,7 +26,12 @@ ROWS = 64  # rows of a warpgroup: the M of a wgmma
 FORWARD_REGISTERS = 232, 40
 BACKWARD_REGISTERS = 240, 24
 LOG2_E = 1.4426950408889634
-PARAMS = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
+PARAMS = plgpu.CompilerParams(
+    approx_math=True,
+    lowering_semantics=plgpu.LoweringSemantics.Lane,
+    reduction_scratch_bytes=0,  # row reductions of a wgmma accumulator stay inside a warp
+)
+ZEROS = 8, 64  # the shared-memory tile that gaps are zeroed from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +94,25 @@ class Item(NamedTuple):
     head: Array
 
 
-def item_loop(table, problem: Problem, programs: int, steps_of, body):
-    """body(item, steps, steps before, items before) for each non-empty item of this program.
+class Visit(NamedTuple):
+    """An item of this program: its number, its number of steps (at least 1), and the steps before it."""
 
-    The next item's row is read before the body runs. Fields that the problem cannot tell apart are
-    read once, to save registers.
+    item: Item
+    steps: Array
+    before: Array
+    number: Array
+
+
+def _reader(table, problem: Problem, programs: int):
+    """number -> this program's item of that number (the last one beyond the table).
+
+    Fields that the problem cannot tell apart are read once, to save registers.
     """
-    program = lax.axis_index("program")
     rounds = table.shape[1] // programs
+    program = lax.axis_index("program")
 
     def read(number):
-        column = number * programs + program
+        column = jnp.minimum(number, rounds - 1) * programs + program
         q_start, q_length = table[0, column], table[1, column]
         kv_start, kv_length = q_start, q_length
         if problem.mask is None:
@@ -106,18 +120,47 @@ def item_loop(table, problem: Problem, programs: int, steps_of, body):
         history = table[4, column] if problem.has_targets else q_length
         return Item(q_start, q_length, kv_start, kv_length, history, table[5, column], table[6, column])
 
+    return read, rounds
+
+
+def item_loop(table, problem: Problem, programs: int, steps_of, body):
+    """body(visit) for each item of this program; the next one's row of the table is read before."""
+    read, rounds = _reader(table, problem, programs)
+
     def step(number, carry):
-        item, before, count = carry
-        following = read(jnp.minimum(number + 1, rounds - 1))
+        item, before = carry
+        following = read(number + 1)
         steps = jnp.where(item.q_length > 0, steps_of(item), 0)
+        pl.when(steps > 0)(lambda: body(Visit(item, steps, before, number)))
+        return following, before + steps
 
-        @pl.when(steps > 0)
-        def _():
-            body(item, steps, before, count)
+    lax.fori_loop(0, rounds, step, (read(0), jnp.int32(0)))
 
-        return following, before + steps, count + (steps > 0).astype(jnp.int32)
 
-    lax.fori_loop(0, rounds, step, (read(0), jnp.int32(0), jnp.int32(0)))
+def linked_item_loop(table, problem: Problem, programs: int, steps_of, begin, body):
+    """As `item_loop`, for items that overlap: state = begin(first visit), then state = body(visit, next visit,
+    state) for each; the visit after the last one has 0 steps.
+
+    A loop of its own, since the compiler serialises the matmuls of the other kernels in this form, and these
+    in the other.
+    """
+    read, rounds = _reader(table, problem, programs)
+
+    def visit_of(number, before):
+        item = read(number)
+        exists = (number < rounds) & (item.q_length > 0)  # empty columns come last
+        return Visit(item, jnp.where(exists, steps_of(item), 0), before, number)
+
+    def step(carry):
+        visit, state = carry
+        following = visit_of(visit.number + 1, visit.before + visit.steps)
+        return following, body(visit, following, state)
+
+    first = visit_of(jnp.int32(0), jnp.int32(0))
+
+    @pl.when(first.steps > 0)
+    def _():
+        lax.while_loop(lambda carry: carry[0].steps > 0, step, (first, begin(first)))
 
 
 def hidden_zero(item: Item):
@@ -125,6 +168,17 @@ def hidden_zero(item: Item):
     otherwise dozens of shared-memory descriptors are hoisted out of the loops and spilled (444 bytes of
     spills in the backward kernel cost 30 % of its speed)."""
     return lax.shift_right_logical(item.head, 24)
+
+
+def computed_first(values, item: Item):
+    """values (a pytree), computed before the waits that follow.
+
+    Left alone, LLVM and ptxas move a wait for a matmul up and the arithmetic that should run under the matmul
+    behind it. ptxas keeps to basic blocks, so a branch that is never taken, unknown to it, holds them apart.
+    """
+    values = lax.optimization_barrier(values)
+    pl.when(hidden_zero(item) > 0)(plgpu.commit_smem)
+    return values
 
 
 def tiled(dtype, swizzle: int = 128):
@@ -176,7 +230,8 @@ def load_tile(source, target, full, tail, end):
 
 def _zero_rows_from(tile, first):
     columns = 64  # a piece of 64 x 64 needs 16 registers a thread
-    for top in range(0, tile.shape[0], ROWS):
+    rows = tile.shape[0]
+    for top in sorted({min(top, rows - ROWS) for top in range(0, rows, ROWS)}):  # the last ones may overlap
 
         @pl.when(first < top + ROWS)
         def _(top=top):
@@ -187,6 +242,37 @@ def _zero_rows_from(tile, first):
                 part[...] = jnp.where(kept, values, jnp.zeros_like(values))
 
     plgpu.commit_smem()
+
+
+def zero_gaps(gaps, refs, zeros, programs: int):
+    """Zero this program's share of the groups of 8 rows that no item covers (see `plan.Plan`).
+
+    For the copy warpgroup, which has done its loads before the others have used them.
+
+    Args:
+      gaps: int32 [1 + groups] in device memory: their number, then which ones.
+      refs: results [T, H, K] in device memory.
+      zeros: shared memory of shape ZEROS without transforms, for use here.
+    """
+    program, count = lax.axis_index("program"), gaps[0]
+    places = [
+        (x, head, column) for x in refs for head in range(x.shape[1]) for column in range(0, x.shape[2], ZEROS[1])
+    ]
+
+    @pl.when(program < count)
+    def _():
+        layout = plgpu.Layout.WG_STRIDED(ZEROS, vec_size=math.prod(ZEROS) // 128)
+        zeros[...] = plgpu.layout_cast(jnp.zeros(ZEROS, zeros.dtype), layout)
+        plgpu.commit_smem()
+
+        def store(i, carry):
+            rows = pl.ds(pl.multiple_of(gaps[1 + program + i * programs] * 8, 8), 8)
+            for ref, head, column in places:
+                plgpu.copy_smem_to_gmem(zeros, ref.at[rows, head, pl.ds(column, ZEROS[1])])
+            return carry
+
+        lax.fori_loop(0, pl.cdiv(count - program, programs), store, ())
+        plgpu.wait_smem_to_gmem(0)
 
 
 def masked_score(problem: Problem) -> float:

@@ -19,20 +19,21 @@ TILE = WARPGROUPS * ROWS
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Keys a step, and K/V tiles in flight (1 where shared memory has no room for 2)."""
+    """Keys a step, and tiles in flight of K/V and of Q/dO (1 where shared memory has no room for 2)."""
 
     keys: int = 64
     stages: int = 2
+    q_stages: int = 1
 
 
-def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Tiling, programs: int) -> Array:
+def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tiling: Tiling, programs: int) -> Array:
     """dQ [T, H, K] over the items of `table` (`Plan.by_query`).
 
-    Arguments as in `mosaic_backward.backward_kv`; K of 64, 128 or 256. Unwritten in rows outside the
-    items' sequences, 0 up to the next multiple of 8 rows.
+    Arguments as in `mosaic_backward.backward_kv`, but `gaps` is `Plan.q_gaps`; K of 64, 128 or 256. 0 in rows
+    of no sequence.
     """
     size, group = q.shape[2], q.shape[1] // k.shape[1]
-    keys, stages = tiling.keys, tiling.stages
+    keys, stages, q_stages = tiling.keys, tiling.stages, tiling.q_stages
     softmax = problem.kind == "softmax"
     transforms = common.tiled(q.dtype)
     registers = common.BACKWARD_REGISTERS if size == 256 else common.FORWARD_REGISTERS
@@ -44,19 +45,19 @@ def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Til
         return runs_of(item).steps
 
     def jagged_attention_dq(q_ref, k_ref, v_ref, do_ref, *refs):
-        *sums, table_ref, dq_ref = refs[: 2 + 2 * softmax]
-        q_sm, do_sm, k_sm, v_sm, log_sm, delta_sm = refs[2 + 2 * softmax : 8 + 2 * softmax]
-        q_full, q_free, k_full, v_full, k_free, v_free, tail = refs[8 + 2 * softmax :]
+        *sums, table_ref, gaps_ref, dq_ref = refs[: 3 + 2 * softmax]
+        q_sm, do_sm, k_sm, v_sm, log_sm, delta_sm, zeros = refs[3 + 2 * softmax : 10 + 2 * softmax]
+        q_full, q_free, k_full, v_full, k_free, v_free, tail = refs[10 + 2 * softmax :]
         warpgroup = lax.axis_index("warpgroup")
 
-        def score_gradient(item, runs, step, own, row, s_acc, dp_acc, before):
+        def score_gradient(item, runs, step, q_slot, own, row, s_acc, dp_acc, before):
             slot = lax.rem(before + step, stages)
             first = runs.tile(step) * keys
             own = own + common.hidden_zero(item) * step
             plgpu.barrier_wait(k_full.at[slot])
-            plgpu.wgmma(s_acc, q_sm.at[own], k_sm.at[slot].transpose((1, 0)))
+            plgpu.wgmma(s_acc, q_sm.at[q_slot, own], k_sm.at[slot].transpose((1, 0)))
             plgpu.barrier_wait(v_full.at[slot])
-            plgpu.wgmma(dp_acc, do_sm.at[own], v_sm.at[slot].transpose((1, 0)))
+            plgpu.wgmma(dp_acc, do_sm.at[q_slot, own], v_sm.at[slot].transpose((1, 0)))
             score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
 
             if stages > 1:  # the previous step's dQ is done: its K is free
@@ -68,7 +69,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Til
             shape = (ROWS, keys)
 
             def by_row(ref):
-                values = plgpu.load(ref.at[own], layout=plgpu.Layout.WGMMA.reduce(1))
+                values = plgpu.load(ref.at[q_slot, own], layout=plgpu.Layout.WGMMA.reduce(1))
                 return lax.broadcast_in_dim(values, shape, [0])
 
             def select(value, blank):
@@ -95,16 +96,18 @@ def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Til
         def _compute():
             plgpu.set_max_registers(registers[0], action="increase")
 
-            def body(item, steps, before, count):
+            def body(visit):
+                item, steps, before = visit.item, visit.steps, visit.before
+                q_slot = lax.rem(visit.number, q_stages)
                 own = lax.axis_index("warpgroup") + common.hidden_zero(item)
                 row, runs = item.row + own * ROWS, runs_of(item)
-                plgpu.barrier_wait(q_full)
+                plgpu.barrier_wait(q_full.at[q_slot])
 
                 def loop(dq_acc):
                     def step_body(step, carry):
                         acc = plgpu.ACC((ROWS, keys), jnp.float32)
                         ds = pl.run_scoped(
-                            lambda s, dp: score_gradient(item, runs, step, own, row, s, dp, before), acc, acc
+                            lambda s, dp: score_gradient(item, runs, step, q_slot, own, row, s, dp, before), acc, acc
                         )
                         plgpu.wgmma(dq_acc, ds, k_sm.at[lax.rem(before + step, stages)])
                         if stages == 1:
@@ -121,12 +124,13 @@ def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Til
                 dq = pl.run_scoped(loop, plgpu.ACC((ROWS, size), jnp.float32))
                 inside = common.iota((ROWS, size), 0, row) < item.q_length
                 dq = jnp.where(inside, dq * (problem.scale / problem.divide_by), 0.0)
-                q_sm.at[own][...] = dq.astype(q.dtype)
+                staged = q_sm.at[q_slot, own]
+                staged[...] = dq.astype(q.dtype)
                 plgpu.commit_smem()
                 valid = jnp.clip(item.q_length - row, 0, ROWS)
-                common.store_rows(q_sm.at[own], dq_ref.at[:, item.head], item.q_start + row, valid, ROWS)
+                common.store_rows(staged, dq_ref.at[:, item.head], item.q_start + row, valid, ROWS)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                plgpu.barrier_arrive(q_free)
+                plgpu.barrier_arrive(q_free.at[q_slot])
 
             common.item_loop(table_ref, problem, programs, steps_of, body)
             plgpu.wait_smem_to_gmem(0)
@@ -135,19 +139,21 @@ def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Til
         def _copy():
             plgpu.set_max_registers(registers[1], action="decrease")
 
-            def body(item, steps, before, count):
+            def body(visit):
+                item, steps, before = visit.item, visit.steps, visit.before
+                q_slot = lax.rem(visit.number, q_stages)
                 runs, kv_head = runs_of(item), lax.div(item.head, group)
 
-                @pl.when(count > 0)
+                @pl.when(visit.number >= q_stages)
                 def _():
-                    plgpu.barrier_wait(q_free)
+                    plgpu.barrier_wait(q_free.at[q_slot])
 
                 for w in range(WARPGROUPS):
                     rows = pl.ds(item.q_start + item.row + w * ROWS, ROWS)
                     for ref, sm in ((q_ref, q_sm), (do_ref, do_sm)):
-                        plgpu.copy_gmem_to_smem(ref.at[rows, item.head], sm.at[w], q_full)
+                        plgpu.copy_gmem_to_smem(ref.at[rows, item.head], sm.at[q_slot, w], q_full.at[q_slot])
                     for ref, sm in zip(sums, (log_sm, delta_sm), strict=False):
-                        plgpu.copy_gmem_to_smem(ref.at[item.head, rows], sm.at[w], q_full)
+                        plgpu.copy_gmem_to_smem(ref.at[item.head, rows], sm.at[q_slot, w], q_full.at[q_slot])
 
                 def load(step, carry):
                     slot = lax.rem(before + step, stages)
@@ -168,6 +174,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Til
                 lax.fori_loop(0, steps, load, ())
 
             common.item_loop(table_ref, problem, programs, steps_of, body)
+            common.zero_gaps(gaps_ref, [dq_ref], zeros, programs)
 
     def smem(*shape):
         return plgpu.SMEM(shape, q.dtype, transforms=transforms)
@@ -176,14 +183,15 @@ def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Til
         jagged_attention_dq,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         scratch_types=[
-            smem(WARPGROUPS, ROWS, size),
-            smem(WARPGROUPS, ROWS, size),
+            smem(q_stages, WARPGROUPS, ROWS, size),
+            smem(q_stages, WARPGROUPS, ROWS, size),
             smem(stages, keys, size),
             smem(stages, keys, size),
-            plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
-            plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
-            plgpu.Barrier(num_arrivals=2 * (1 + softmax) * WARPGROUPS),
-            plgpu.Barrier(num_arrivals=WARPGROUPS),
+            plgpu.SMEM((q_stages, WARPGROUPS, ROWS), jnp.float32),
+            plgpu.SMEM((q_stages, WARPGROUPS, ROWS), jnp.float32),
+            plgpu.SMEM(common.ZEROS, q.dtype),
+            plgpu.Barrier(num_arrivals=2 * (1 + softmax) * WARPGROUPS, num_barriers=q_stages),
+            plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=q_stages),
             plgpu.Barrier(num_barriers=stages),
             plgpu.Barrier(num_barriers=stages),
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),
@@ -195,4 +203,4 @@ def backward_q(q, k, v, do, log_sum, delta, table, problem: Problem, tiling: Til
         num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
         compiler_params=common.PARAMS,
-    )(q, k, v, do, *([log_sum, delta] if softmax else []), table)
+    )(q, k, v, do, *([log_sum, delta] if softmax else []), table, gaps)

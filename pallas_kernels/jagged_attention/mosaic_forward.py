@@ -1,8 +1,10 @@
 """Forward pass on Hopper: TMA producer warpgroup, two compute warpgroups, persistent grid.
 
 A program takes 128 queries of one head and walks their key tiles downwards. The scores of the next
-tile are issued before this tile's product with V, so the activation runs under a matmul. Only tiles
-that hold a masked pair pay for a mask. Factors go on the accumulator, not on the scores.
+tile are issued before this tile's product with V, so the activation runs under a matmul; with three Q
+buffers that holds across items too: the next item's first scores are issued before this item's last
+product, and this item's result is stored while they wait. Only tiles that hold a masked pair pay for a
+mask. Factors go on the accumulator, not on the scores.
 """
 
 from __future__ import annotations
@@ -25,26 +27,34 @@ LOWEST = -1e30  # a masked softmax score; finite, so that a tile with no visible
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Tile sizes: keys a step, K/V tiles in flight, and Q tiles in flight (2: the next item's early)."""
+    """Tile sizes: keys a step, K/V tiles in flight, Q tiles in flight (3: items overlap), and whether the
+    activation is held to run under this warpgroup's own matmul (False: the compiler waits for it first)."""
 
     keys: int = 128
     stages: int = 2
-    q_stages: int = 2
+    q_stages: int = 3
+    hold: bool = True
+
+    @property
+    def early(self) -> bool:
+        """Is the next item's first step begun before this one's result is stored? The result is staged in
+        its Q buffer, so that takes one buffer for each of two items and one for the loads ahead."""
+        return self.q_stages >= 3
 
 
 def forward(
-    q: Array, k: Array, v: Array, table: Array, problem: Problem, tiling: Tiling, programs: int
+    q: Array, k: Array, v: Array, table: Array, gaps: Array, problem: Problem, tiling: Tiling, programs: int
 ) -> tuple[Array, Array | None]:
     """Attention over the items of `table` (`Plan.by_query`).
 
     Args:
       q: [T, H, K]; k, v: [Tk, Hkv, K], bfloat16 or float16, K of 64, 128 or 256.
+      gaps: `Plan.q_gaps`.
 
     Returns:
-      o: [T, H, K]; unwritten (any bits) in rows outside the items' sequences, 0 up to the next multiple
-        of 8 rows.
-      log_sum: float32 [H, T], log2 of softmax's denominators (of scores times log2 e); None for the
-        other kinds.
+      o: [T, H, K]; 0 in rows of no sequence.
+      log_sum: float32 [H, T], log2 of softmax's denominators (of scores times log2 e), unwritten in rows of
+        no sequence; None for the other kinds.
     """
     rows, heads, size = q.shape
     keys, stages, q_stages = tiling.keys, tiling.stages, tiling.q_stages
@@ -58,50 +68,41 @@ def forward(
     def steps_of(item):
         return tile_runs(item).steps
 
-    def jagged_attention_forward(q_ref, k_ref, v_ref, table_ref, *refs):
-        outs, (q_sm, k_sm, v_sm, sum_sm), barriers = refs[: 1 + softmax], refs[1 + softmax : -7], refs[-7:]
+    def jagged_attention_forward(q_ref, k_ref, v_ref, table_ref, gaps_ref, *refs):
+        outs, (q_sm, k_sm, v_sm, sum_sm, zeros), barriers = refs[: 1 + softmax], refs[1 + softmax : -7], refs[-7:]
         q_full, k_full, v_full, k_free, v_free, q_free, tail = barriers
+        at = _Scratch(q_sm, k_sm, v_sm, sum_sm, q_full, k_full, v_full, k_free, v_free, q_free)
         warpgroup = lax.axis_index("warpgroup")
 
         @pl.when(warpgroup < WARPGROUPS)
         def _compute():
             plgpu.set_max_registers(common.FORWARD_REGISTERS[0], action="increase")
 
-            def body(item, steps, before, count):
-                own = lax.axis_index("warpgroup") + common.hidden_zero(item)
-                q_slot = lax.rem(count, q_stages)
-                q_own = q_sm.at[q_slot, own]
-                row = item.row + own * ROWS
-                plgpu.barrier_wait(q_full.at[q_slot])
-                tiles = _Tiles(q_own, k_sm, v_sm, k_full, v_full, k_free, v_free)
-                pipe = _Pipe(problem, item, row, steps, before, tile_runs(item), tiling, tiles)
-                accumulator = plgpu.ACC((ROWS, size), jnp.float32)
-                out = pl.run_scoped(pipe.softmax if softmax else pipe.elementwise, accumulator)
-                if softmax:
-                    out, log_sum = out
-                    sum_sm.at[own][...] = log_sum
-                inside = common.iota((ROWS, size), 0, row) < item.q_length
-                q_own[...] = jnp.where(inside, out, 0.0).astype(q.dtype)
-                plgpu.commit_smem()
-                to, valid = item.q_start + row, jnp.clip(item.q_length - row, 0, ROWS)
-                common.store_rows(q_own, outs[0].at[:, item.head], to, valid, ROWS)
-                if softmax:
-                    common.store_rows(sum_sm.at[own], outs[1].at[item.head], to, valid, ROWS)
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                plgpu.barrier_arrive(q_free.at[q_slot])
+            def pipe_of(visit):
+                return _Pipe(problem, tiling, at, visit, tile_runs(visit.item))
 
-            common.item_loop(table_ref, problem, programs, steps_of, body)
+            def begin(visit):
+                return pipe_of(visit).start() if tiling.early else ()
+
+            def body(visit, following, state):
+                pipe = pipe_of(visit)
+                out, log_sum, state = pipe.walk(state, pipe_of(following))
+                pipe.store(out, log_sum, outs)
+                return state
+
+            common.linked_item_loop(table_ref, problem, programs, steps_of, begin, body)
             plgpu.wait_smem_to_gmem(0)
 
         @pl.when(warpgroup == WARPGROUPS)
         def _copy():
             plgpu.set_max_registers(common.FORWARD_REGISTERS[1], action="decrease")
 
-            def body(item, steps, before, count):
-                q_slot = lax.rem(count, q_stages)
+            def body(visit):
+                item, steps, before = visit.item, visit.steps, visit.before
+                q_slot = lax.rem(visit.number, q_stages)
                 runs, kv_head = tile_runs(item), lax.div(item.head, group)
 
-                @pl.when(count >= q_stages)
+                @pl.when(visit.number >= q_stages)
                 def _():
                     plgpu.barrier_wait(q_free.at[q_slot])
 
@@ -131,6 +132,7 @@ def forward(
                 lax.fori_loop(0, steps, load, ())
 
             common.item_loop(table_ref, problem, programs, steps_of, body)
+            common.zero_gaps(gaps_ref, outs[:1], zeros, programs)
 
     def smem(*shape):
         return plgpu.SMEM(shape, q.dtype, transforms=transforms)
@@ -144,6 +146,7 @@ def forward(
             smem(stages, keys, size),
             smem(stages, keys, size),
             plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
+            plgpu.SMEM(common.ZEROS, q.dtype),
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=q_stages),
             plgpu.Barrier(num_barriers=stages),
             plgpu.Barrier(num_barriers=stages),
@@ -157,136 +160,190 @@ def forward(
         num_threads=WARPGROUPS + 1,
         thread_name="warpgroup",
         compiler_params=common.PARAMS,
-    )(q, k, v, table)
+    )(q, k, v, table, gaps)
     return (out[0], out[1]) if softmax else (out[0], None)
 
 
-class _Tiles(NamedTuple):
-    """Shared memory that one warpgroup reads, and its barriers: full (copied) and free (read)."""
+class _Scratch(NamedTuple):
+    """Shared memory, and its barriers: full (copied) and free (read)."""
 
     q: Any
     k: Any
     v: Any
+    sums: Any
+    q_full: Any
     k_full: Any
     v_full: Any
     k_free: Any
     v_free: Any
+    q_free: Any
 
 
 class _Pipe:
-    """One warpgroup's walk over the key tiles of an item."""
+    """One warpgroup's walk over the key tiles of an item.
 
-    def __init__(self, problem: Problem, item: common.Item, row, steps, before, runs, tiling: Tiling, at: _Tiles):
-        self.problem, self.item, self.row = problem, item, row
-        self.steps, self.before, self.runs, self.tiling = steps, before, runs, tiling
-        self.at = at
+    `state` is what a step hands to the next one: its weights (dtype of q) and, for softmax, the row maxima
+    and sums so far.
+    """
+
+    def __init__(self, problem: Problem, tiling: Tiling, at: _Scratch, visit: common.Visit, runs):
+        self.problem, self.tiling, self.at = problem, tiling, at
+        self.item, self.steps, self.before, self.number = visit
+        self.runs, item = runs, visit.item
+        self.warpgroup = lax.axis_index("warpgroup") + common.hidden_zero(item)
+        self.row = item.row + self.warpgroup * ROWS
+        self.q_slot = lax.rem(visit.number, tiling.q_stages)
+        self.q = at.q.at[self.q_slot, self.warpgroup]
+        self.dtype = at.q.dtype
+        self.shape = ROWS, tiling.keys
+        self.size = at.q.shape[-1]
+        self.softmax = problem.kind == "softmax"
+        self.factor = problem.scale * common.LOG2_E
 
     def slot(self, step):
         return lax.rem(self.before + step, self.tiling.stages)
 
+    # pieces of a step -------------------------------------------------------------------------
+
     def issue_scores(self, scores, step):
         slot = self.slot(step)
-        plgpu.barrier_wait(self.at.k_full.at[slot])
-        plgpu.wgmma(scores, self.at.q, self.at.k.at[slot].transpose((1, 0)))
+        plgpu.wgmma(scores, self.q, self.at.k.at[slot].transpose((1, 0)))
 
-    def take_scores(self, scores, step, *, wait_n, blank):
-        """The scores of a step, `blank` where masked; its K tile is free afterwards."""
-        score = plgpu.wgmma_accumulator_load(scores, wait_n=wait_n)
-        plgpu.barrier_arrive(self.at.k_free.at[self.slot(step)])
-        keys = self.tiling.keys
-        first = self.runs.tile(self.steps - 1 - step) * keys
-
-        def masked():
-            query = common.iota((ROWS, keys), 0, self.row)
-            key = common.iota((ROWS, keys), 1, first)
-            return jnp.where(self.problem.visible(self.item, query, key), score, blank)
-
-        everything = self.problem.all_visible(self.item, self.row, ROWS, first, keys)
-        return lax.cond(everything, lambda: score, masked)
-
-    def wait_values(self, step):
+    def issue_values(self, out, state, step):
         plgpu.barrier_wait(self.at.v_full.at[self.slot(step)])
-
-    def issue_values(self, out, weights, step):
-        plgpu.wgmma(out, weights, self.at.v.at[self.slot(step)])
+        plgpu.wgmma(out, state[0], self.at.v.at[self.slot(step)])
 
     def finish_values(self, step):
         plgpu.wgmma_wait(0)
         plgpu.barrier_arrive(self.at.v_free.at[self.slot(step)])
 
-    def elementwise(self, out):
-        """-> o, float32 [ROWS, K]."""
-        problem, dtype = self.problem, self.at.q.dtype
-        blank = common.masked_score(problem)
-        acc = plgpu.ACC((ROWS, self.tiling.keys), jnp.float32)
+    def masked(self, score, step):
+        keys = self.tiling.keys
+        first = self.runs.tile(self.steps - 1 - step) * keys
+        blank = LOWEST if self.softmax else common.masked_score(self.problem)
 
-        def first(scores):
-            self.issue_scores(scores, 0)
-            score = self.take_scores(scores, 0, wait_n=0, blank=blank)
-            return common.activation(problem, score).astype(dtype)
+        def masked():
+            query = common.iota(self.shape, 0, self.row)
+            key = common.iota(self.shape, 1, first)
+            return jnp.where(self.problem.visible(self.item, query, key), score, blank)
 
-        def body(step, weights):
-            def overlapped(scores):
-                self.issue_scores(scores, step)
-                self.wait_values(step - 1)
-                self.issue_values(out, weights, step - 1)
-                score = self.take_scores(scores, step, wait_n=1, blank=blank)
-                following = common.activation(problem, score).astype(dtype)
-                self.finish_values(step - 1)
-                return following
+        everything = self.problem.all_visible(self.item, self.row, ROWS, first, keys)
+        return lax.cond(everything, lambda: score, masked)
 
-            return pl.run_scoped(overlapped, acc)
+    def by_row(self, values, shape):
+        return lax.broadcast_in_dim(values, shape, [0])
 
-        weights = pl.run_scoped(first, acc)
-        weights = lax.fori_loop(1, self.steps, body, weights)
-        self.wait_values(self.steps - 1)
-        self.issue_values(out, weights, self.steps - 1)
-        self.finish_values(self.steps - 1)
-        return out[...] * (1.0 / problem.divide_by)
-
-    def softmax(self, out):
-        """-> o, float32 [ROWS, K], and log2 of the denominators, float32 [ROWS]."""
-        dtype, shape = self.at.q.dtype, (ROWS, self.tiling.keys)
-        factor = self.problem.scale * common.LOG2_E
-        acc = plgpu.ACC(shape, jnp.float32)
-
-        def by_row(x, like):
-            return lax.broadcast_in_dim(x, like, [0])
-
-        def weigh(score, top):
-            """-> weights, new row maxima (of scores times factor)."""
-            top = jnp.maximum(top, score.max(axis=1) * factor)
-            return jnp.exp2(score * factor - by_row(top, shape)), top
-
-        def first(scores):
-            self.issue_scores(scores, 0)
-            score = self.take_scores(scores, 0, wait_n=0, blank=LOWEST)
+    def weigh(self, score, state=None):
+        """-> (state after these scores, its weights still float32, and what the sum so far shrinks by or None)."""
+        if not self.softmax:
+            return (common.activation(self.problem, score),), None
+        if state is None:
             # far above LOWEST: with equal values, a fused multiply-add's residue would be exp2's argument
-            lowest = jnp.full((ROWS,), 0.5 * LOWEST * factor, jnp.float32)
-            weights, top = weigh(score, plgpu.layout_cast(lowest, plgpu.Layout.WGMMA.reduce(1)))
-            return weights.astype(dtype), top, weights.sum(axis=1)
+            lowest = jnp.full((ROWS,), 0.5 * LOWEST * self.factor, jnp.float32)
+            before = plgpu.layout_cast(lowest, plgpu.Layout.WGMMA.reduce(1))
+        else:
+            before = state[1]
+        top = jnp.maximum(before, score.max(axis=1) * self.factor)  # of scores times factor
+        weights = jnp.exp2(score * self.factor - self.by_row(top, self.shape))
+        total = weights.sum(axis=1)
+        if state is None:
+            return (weights, top, total), None
+        shrink = jnp.exp2(before - top)
+        return (weights, top, state[2] * shrink + total), shrink
 
-        def body(step, carry):
-            weights, top, total = carry
+    def held(self, state):
+        return common.computed_first(state, self.item) if self.tiling.hold else state
 
-            def overlapped(scores):
-                self.issue_scores(scores, step)
-                self.wait_values(step - 1)
-                self.issue_values(out, weights, step - 1)
-                score = self.take_scores(scores, step, wait_n=1, blank=LOWEST)
-                following, new_top = weigh(score, top)
-                shrink = jnp.exp2(top - new_top)
-                new_total = total * shrink + following.sum(axis=1)
-                narrow = following.astype(dtype)
-                self.finish_values(step - 1)
-                out[...] = out[...] * by_row(shrink, out.shape)
-                return narrow, new_top, new_total
+    def narrow(self, state):
+        return state[0].astype(self.dtype), *state[1:]
 
-            return pl.run_scoped(overlapped, acc)
+    # the walk ---------------------------------------------------------------------------------
 
-        carry = pl.run_scoped(first, acc)
-        weights, top, total = lax.fori_loop(1, self.steps, body, carry)
-        self.wait_values(self.steps - 1)
-        self.issue_values(out, weights, self.steps - 1)
-        self.finish_values(self.steps - 1)
-        return out[...] / by_row(total, out.shape), top + jnp.log(total) * common.LOG2_E
+    def start(self, out=None, last: _Pipe | None = None, state=None):
+        """-> state after step 0. `last`: the item before, whose last product (from `state`) is done meanwhile;
+        then this item may be missing (`steps` 0), and the state means nothing."""
+
+        def run(scores):
+            self.when_here(lambda: plgpu.barrier_wait(self.at.q_full.at[self.q_slot]), last)
+            self.when_here(lambda: plgpu.barrier_wait(self.at.k_full.at[self.slot(0)]), last)
+            self.issue_scores(scores, 0)
+            if last is not None:
+                last.issue_values(out, state, last.steps - 1)
+            score = plgpu.wgmma_accumulator_load(scores, wait_n=0 if last is None else 1)
+            self.when_here(lambda: plgpu.barrier_arrive(self.at.k_free.at[self.slot(0)]), last)
+            begun, _ = self.weigh(self.masked(score, 0))
+            if last is not None:
+                begun = self.held(begun)
+                last.finish_values(last.steps - 1)
+            return self.narrow(begun)
+
+        return pl.run_scoped(run, plgpu.ACC(self.shape, jnp.float32))
+
+    def when_here(self, action, last):
+        if last is None:
+            action()
+        else:
+            pl.when(self.steps > 0)(action)
+
+    def step(self, out, state, step):
+        """The scores of a step over the product of the one before."""
+
+        def run(scores):
+            plgpu.barrier_wait(self.at.k_full.at[self.slot(step)])
+            self.issue_scores(scores, step)
+            self.issue_values(out, state, step - 1)
+            score = plgpu.wgmma_accumulator_load(scores, wait_n=1)
+            plgpu.barrier_arrive(self.at.k_free.at[self.slot(step)])
+            following, shrink = self.weigh(self.masked(score, step), state)
+            following = self.held(following)
+            self.finish_values(step - 1)
+            if shrink is not None:
+                out[...] = out[...] * self.by_row(shrink, out.shape)
+            return self.narrow(following)
+
+        return pl.run_scoped(run, plgpu.ACC(self.shape, jnp.float32))
+
+    def walk(self, state, following: _Pipe):
+        """-> o float32 [ROWS, K], log_sum float32 [ROWS] or None, and the next item's state (see `Tiling.early`)."""
+        early = self.tiling.early
+        if not early:
+            state = self.start()
+
+        def loop(out):
+            end = lax.fori_loop(1, self.steps, lambda step, state: self.step(out, state, step), state)
+            if early:
+                begun = following.start(out, self, end)
+            else:
+                self.issue_values(out, end, self.steps - 1)
+                self.finish_values(self.steps - 1)
+                begun = ()
+            return out[...], end[1:], begun
+
+        out, sums, begun = pl.run_scoped(loop, plgpu.ACC((ROWS, self.size), jnp.float32))
+        if not self.softmax:
+            return out * (1.0 / self.problem.divide_by), None, begun
+        top, total = sums
+        return out / self.by_row(total, out.shape), top + jnp.log(total) * common.LOG2_E, begun
+
+    def store(self, out, log_sum, refs):
+        """Write this warpgroup's rows through its Q buffer."""
+        item, early = self.item, self.tiling.early
+        if early:  # the item before: its Q buffer is long read, and the shared memory of its sums too
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            stages = self.tiling.q_stages
+            pl.when(self.number > 0)(
+                lambda: plgpu.barrier_arrive(self.at.q_free.at[lax.rem(self.number + stages - 1, stages)])
+            )
+        inside = common.iota((ROWS, self.size), 0, self.row) < item.q_length
+        self.q[...] = jnp.where(inside, out, 0.0).astype(self.dtype)
+        sums = self.at.sums.at[self.warpgroup]
+        if log_sum is not None:
+            sums[...] = log_sum
+        plgpu.commit_smem()
+        to, valid = item.q_start + self.row, jnp.clip(item.q_length - self.row, 0, ROWS)
+        common.store_rows(self.q, refs[0].at[:, item.head], to, valid, ROWS)
+        if log_sum is not None:
+            common.store_rows(sums, refs[1].at[item.head], to, valid, ROWS)
+        if not early:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            plgpu.barrier_arrive(self.at.q_free.at[self.q_slot])

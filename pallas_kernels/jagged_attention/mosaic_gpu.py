@@ -1,7 +1,7 @@
 """The Hopper backend: what it can do, and forward and backward wired together.
 
-Kernels: `mosaic_forward`, `mosaic_backward` (dK, dV, fused dQ), `mosaic_dq` (deterministic dQ),
-`mosaic_gaps`. GDPA and seed attention are the same kernels with keys of another place and no mask.
+Kernels: `mosaic_forward`, `mosaic_backward` (dK, dV, fused dQ; `mosaic_wide` for heads of 256) and `mosaic_dq`
+(deterministic dQ). GDPA and seed attention are the same kernels with keys of another place and no mask.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pallas_kernels.jagged_attention import mosaic_backward, mosaic_dq, mosaic_forward, tuning
+from pallas_kernels.jagged_attention import mosaic_backward, mosaic_dq, mosaic_forward, mosaic_wide, tuning
 from pallas_kernels.jagged_attention.mosaic_common import Problem
-from pallas_kernels.jagged_attention.mosaic_gaps import zero_gaps
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
 from pallas_kernels.jagged_attention.plan import Layout, Plan, padded_rows, plan_of
 
@@ -147,8 +146,7 @@ def _attend(q, k, v, layout, plan, settings):
 @_in_32_bits
 def _forward(q, k, v, layout, plan, settings):
     problem, _, tilings, programs = settings
-    out, log_sum = mosaic_forward.forward(q, k, v, plan.by_query, problem, tilings[0], programs)
-    out = zero_gaps(out, plan.q_gaps, programs)
+    out, log_sum = mosaic_forward.forward(q, k, v, plan.by_query, plan.q_gaps, problem, tilings[0], programs)
     softmax = problem.kind == "softmax"
     return out, (q, k, v, layout, plan, out if softmax else None, log_sum)
 
@@ -163,19 +161,15 @@ def _backward(settings, saved, grad):
         delta = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
         delta = jnp.where(valid, delta.T, 0)
     inputs = (q, k, v, grad, log_sum, delta)
-    wide = q.shape[2] > 128
-    if deterministic or wide:
-        kv = functools.partial(
-            mosaic_backward.backward_kv, *inputs, plan.by_key, problem, tilings[1].unfused(), programs
-        )
-        dk, dv = [x for part in ("dk", "dv") for x in kv(parts=(part,))] if wide else kv()
-        dq = mosaic_dq.backward_q(*inputs, plan.by_query, problem, tilings[2], programs)
-        dq = zero_gaps(dq, plan.q_gaps, programs)
+    by_key, by_query = (plan.by_key, plan.kv_gaps, problem), (plan.by_query, plan.q_gaps, problem)
+    backward_kv = (mosaic_wide if q.shape[2] > 128 else mosaic_backward).backward_kv
+    if deterministic:
+        dk, dv = backward_kv(*inputs, *by_key, tilings[1].unfused(), programs)
+        dq = mosaic_dq.backward_q(*inputs, *by_query, tilings[2], programs)
     else:
         dq_sum = jax.new_ref(jnp.zeros(q.shape, jnp.float32))
-        dk, dv = mosaic_backward.backward_kv(*inputs, plan.by_key, problem, tilings[1], programs, dq_sum)
+        dk, dv = backward_kv(*inputs, *by_key, tilings[1], programs, dq_sum)
         dq = (dq_sum[...] * (problem.scale / problem.divide_by)).astype(q.dtype)
-    dk, dv = (zero_gaps(x, plan.kv_gaps, programs) for x in (dk, dv))
     none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, plan))
     return dq, dk, dv, *none
 

@@ -22,6 +22,8 @@ class Tiling:
 
     Attributes:
       q_stages, do_stages: tiles of Q and dO in flight.
+      kv_stages: tiles in the ring that K and V of successive items share (at least 2; 3: the next item's K
+        arrives while this item runs; 4: its V, too).
       late: compute dQ of a step in the next one, under its activation (K of 64: there the other
         matmuls are too short to hide it).
       shared_ds: take dS of dK = dS Q from shared memory, not registers (fewer registers; fused only).
@@ -29,6 +31,7 @@ class Tiling:
 
     q_stages: int = 2
     do_stages: int = 2
+    kv_stages: int = 2
     late: bool = False
     shared_ds: bool = False
 
@@ -49,14 +52,19 @@ def head_and_row(item, step, runs, group):
 class Walk:
     """One warpgroup's walk over the query tiles of an item; `at[name]` are scratch refs and barriers."""
 
-    def __init__(self, problem, tiling, item, steps, before, runs, group, dq_ref, scratch):
+    def __init__(self, problem, tiling, visit, runs, group, dq_ref, scratch):
+        item = visit.item
         self.problem, self.tiling, self.item = problem, tiling, item
-        self.steps, self.before, self.runs, self.group = steps, before, runs, group
+        self.steps, self.before, self.runs, self.group = visit.steps, visit.before, runs, group
+        self.kv_slots = {
+            name: lax.rem(2 * visit.number + place, tiling.kv_stages) for place, name in enumerate(("k", "v"))
+        }
         self.dq_ref, self.at = dq_ref, scratch
         self.zero = common.hidden_zero(item)
         self.warpgroup = lax.axis_index("warpgroup") + self.zero
         self.key = item.row + self.warpgroup * ROWS
         self.dtype = scratch["q"].dtype
+        self.queries, self.first_query = QUERIES, 0  # whose scores this warpgroup computes, in a step's tile
         self.score = plgpu.ACC((ROWS, QUERIES), jnp.float32)
         self.size = scratch["q"].shape[-1]
 
@@ -71,12 +79,15 @@ class Walk:
         return self.warpgroup + self.zero * step
 
     def own(self, name, step):
-        return self.at[name].at[pl.ds(self.who(step) * ROWS, ROWS)]
+        return self.at["kv"].at[self.kv_slots[name], pl.ds(self.who(step) * ROWS, ROWS)]
 
     def row(self, step):
         return head_and_row(self.item, step, self.runs, self.group)[1]
 
     # loads ------------------------------------------------------------------------------------
+
+    def wait_keys(self, name):
+        plgpu.barrier_wait(self.at["kv_full"].at[self.kv_slots[name]])
 
     def wait(self, name, slot):
         plgpu.barrier_wait(self.at[f"{name}_full"].at[slot])
@@ -102,7 +113,7 @@ class Walk:
     def issue_dq(self, acc, step):
         columns = self.size // WARPGROUPS
         ds_t = self.at["ds"].at[lax.rem(self.before + step, 2)].transpose((1, 0))
-        plgpu.wgmma(acc, ds_t, self.at["k"].at[:, pl.ds(self.who(step) * columns, columns)])
+        plgpu.wgmma(acc, ds_t, self.at["kv"].at[self.kv_slots["k"], :, pl.ds(self.who(step) * columns, columns)])
 
     def dq_accumulator(self):
         return plgpu.ACC((QUERIES, self.size // WARPGROUPS), jnp.float32)
@@ -111,36 +122,41 @@ class Walk:
 
     def weigh(self, score, step):
         """-> P (dtype of q), and what dS takes of it: the slope, or P for softmax."""
-        row = self.row(step)
-        everything = self.problem.all_visible(self.item, row, QUERIES, self.key, ROWS)
-        everything &= row + QUERIES <= self.item.q_length
-        shape = (ROWS, QUERIES)
+        row = self.row(step) + self.first_query
+        everything = self.problem.all_visible(self.item, row, self.queries, self.key, ROWS)
+        everything &= row + self.queries <= self.item.q_length
+        shape = (ROWS, self.queries)
 
-        def select(value, blank):
+        def hide(*values, blank=0.0):
             def masked():
                 key, query = common.iota(shape, 0, self.key), common.iota(shape, 1, row)
                 seen = self.problem.visible(self.item, query, key) & (query < self.item.q_length)
-                return jnp.where(seen, value, blank)
+                return tuple(jnp.where(seen, x, blank) for x in values)
 
-            return lax.cond(everything, lambda: value, masked)
+            return lax.cond(everything, lambda: values, masked)
 
         if self.problem.kind == "softmax":
-            log_sum = self.by_query("log_sum", self.q_slot(step))
-            weight = jnp.exp2(score * (self.problem.scale * common.LOG2_E) - log_sum)
-            weight = select(weight, 0.0)
+            log_sum = self.by_query(self.q_slot(step))
+            (weight,) = hide(jnp.exp2(score * (self.problem.scale * common.LOG2_E) - log_sum))
             weight = weight.astype(self.dtype)
             return weight, weight  # kept narrow: float32 would spill
-        score = select(score, common.masked_score(self.problem))
-        weight, slope = common.activation_and_slope(self.problem, score)
+        if self.tiling.late:
+            # Hidden scores are dropped after the activation: ptxas orders instructions inside basic blocks only,
+            # and without this branch between would wait for the running matmul before the activation is done.
+            weight, slope = hide(*common.activation_and_slope(self.problem, score))
+        else:  # fewer registers
+            (score,) = hide(score, blank=common.masked_score(self.problem))
+            weight, slope = common.activation_and_slope(self.problem, score)
         return weight.astype(self.dtype), slope
 
-    def by_query(self, name, slot):
-        values = plgpu.load(self.at[name].at[slot], layout=plgpu.Layout.WGMMA.reduce(0))
-        return lax.broadcast_in_dim(values, (ROWS, QUERIES), [1])
+    def by_query(self, slot):
+        own = self.at["sums"].at[slot, pl.ds(self.first_query, self.queries)]
+        values = plgpu.load(own, layout=plgpu.Layout.WGMMA.reduce(0))
+        return lax.broadcast_in_dim(values, (ROWS, self.queries), [1])
 
     def score_gradient(self, dp, kept, step):
         if self.problem.kind == "softmax":
-            dp = dp - self.by_query("delta", self.do_slot(step))
+            dp = dp - self.by_query(self.tiling.q_stages + self.do_slot(step))
         return (dp * kept.astype(jnp.float32)).astype(self.dtype)
 
     # dS and dQ --------------------------------------------------------------------------------
@@ -167,17 +183,12 @@ class Walk:
 
     # the two loops ----------------------------------------------------------------------------
 
-    def plain(self, dk=None, dv=None):
-        """-> {part: sum, unscaled}; dQ inside the step, warpgroups in lockstep."""
-        plgpu.barrier_wait(self.at["k_full"])
-        if dk is None:
-            plgpu.barrier_wait(self.at["v_full"])  # not needed, but its copy must have ended
+    def plain(self, dk, dv):
+        """-> dK and dV, unscaled; dQ inside the step, warpgroups in lockstep."""
+        self.wait_keys("k")
 
         def body(step, carry):
             self.wait("q", self.q_slot(step))
-            if dk is None:
-                self.values_step(dv, step)
-                return carry
             ds = pl.run_scoped(lambda s, dp: self.scores(s, dp, dv, step), self.score, self.score)
             do_free = self.at["do_free"].at[self.do_slot(step)]
             if self.dq_ref is None:
@@ -207,37 +218,16 @@ class Walk:
 
         @pl.when(step == 0)
         def _():
-            plgpu.barrier_wait(self.at["v_full"])
+            self.wait_keys("v")
 
         self.wait("do", self.do_slot(step))
         self.issue_dp(dp_acc, step)
         score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
         self.free_last_q(step)
         weights, kept = self.weigh(score, step)
-        if dv is None:
-            dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
-        else:
-            self.issue_dv(dv, weights, step)
-            dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
+        self.issue_dv(dv, weights, step)
+        dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
         return self.score_gradient(dp, kept, step)
-
-    def values_step(self, dv, step):
-        """A step of dV alone."""
-
-        def weights(s_acc):
-            self.issue_scores(s_acc, step)
-            score = plgpu.wgmma_accumulator_load(s_acc, wait_n=0)
-            return self.weigh(score, step)[0]
-
-        narrow = pl.run_scoped(weights, self.score)
-
-        @pl.when(step > 0)  # the wait for the scores was for the previous step's dV, too
-        def _():
-            plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step - 1 + self.tiling.do_stages)])
-
-        plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step)])
-        self.wait("do", self.do_slot(step))
-        self.issue_dv(dv, narrow, step)
 
     def free_last_q(self, step):
         """The previous step's dK is done: its Q is free."""
@@ -247,43 +237,54 @@ class Walk:
             plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step - 1)])
 
     def late(self, dk, dv):
-        """-> {part: sum, unscaled}; dQ of a step inside the next one."""
-        plgpu.barrier_wait(self.at["k_full"])
+        """-> dK and dV, unscaled; dQ of a step inside the next one."""
+        self.wait_keys("k")
 
-        def late_dq(step, meanwhile=lambda: None):
+        def late_dq(step):
+            """dQ of a step whose dS is shared, with no other work beside it."""
+
             def run(dq_acc):
                 self.wait_ds(step)
                 self.issue_dq(dq_acc, step)
-                result = meanwhile()
                 self.add_dq(plgpu.wgmma_accumulator_load(dq_acc, wait_n=0), step)
-                return result
+
+            pl.run_scoped(run, self.dq_accumulator())
+
+        def first_weights(s_acc, dp_acc):
+            self.issue_scores(s_acc, 0)
+            self.wait_keys("v")
+            self.wait("do", self.do_slot(0))
+            self.issue_dp(dp_acc, 0)
+            return self.weigh(plgpu.wgmma_accumulator_load(s_acc, wait_n=1), 0)
+
+        def weights_and_dq(s_acc, dp_acc, step):
+            """P of a step, under its dP and the step before's dQ."""
+            self.issue_scores(s_acc, step)
+            self.wait("do", self.do_slot(step))
+            self.issue_dp(dp_acc, step)
+
+            def run(dq_acc):
+                self.wait_ds(step - 1)
+                self.issue_dq(dq_acc, step - 1)
+                score = plgpu.wgmma_accumulator_load(s_acc, wait_n=2)
+                # dK of the previous step is done: its Q is free
+                plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step - 1)])
+                weights, kept = lax.optimization_barrier(self.weigh(score, step))
+                return weights, kept, plgpu.wgmma_accumulator_load(dq_acc, wait_n=0)
 
             return pl.run_scoped(run, self.dq_accumulator())
 
         def step_body(step, first):
             self.wait("q", self.q_slot(step))
 
-            def weights_of(s_acc):
-                self.issue_scores(s_acc, step)
-                if first:
-                    return self.weigh(plgpu.wgmma_accumulator_load(s_acc, wait_n=0), step)
-
-                def weigh():
-                    score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
-                    # dK of the previous step is done: its Q is free
-                    plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step - 1)])
-                    return self.weigh(score, step)
-
-                return late_dq(step - 1, weigh)
-
-            weights, kept = pl.run_scoped(weights_of, self.score)
-            if first:
-                plgpu.barrier_wait(self.at["v_full"])
-            self.wait("do", self.do_slot(step))
-
             def gradient(dp_acc):
-                self.issue_dp(dp_acc, step)
+                if first:
+                    weights, kept = pl.run_scoped(lambda s: first_weights(s, dp_acc), self.score)
+                else:
+                    weights, kept, dq = pl.run_scoped(lambda s: weights_and_dq(s, dp_acc, step), self.score)
                 self.issue_dv(dv, weights, step)
+                if not first:
+                    self.add_dq(dq, step - 1)
                 dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
                 return self.score_gradient(dp, kept, step)
 
@@ -304,27 +305,22 @@ class Walk:
 
     def finish(self, dk, dv):
         plgpu.wgmma_wait(0)
-        last = self.steps - 1
-        if dk is None:
-            plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(last)])
-        else:
-            plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(last)])
-        return {name: acc[...] for name, acc in (("dk", dk), ("dv", dv)) if acc is not None}
+        plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(self.steps - 1)])
+        return dk[...], dv[...]
 
     def store(self, sums, outs):
-        """Write this warpgroup's rows of the parts, through the shared memory of K and V."""
-        problem = self.problem
-        item, valid = self.item, jnp.clip(self.item.kv_length - self.key, 0, ROWS)
-        staged = {"dv": self.own("v", 0), "dk": self.own("k", 0)}
-        if "dv" in sums:
-            staged["dv"][...] = (sums["dv"] * (1.0 / problem.divide_by)).astype(self.dtype)
+        """Write this warpgroup's rows of dK and dV, through the shared memory of K and V."""
+        problem, item = self.problem, self.item
+        valid = jnp.clip(item.kv_length - self.key, 0, ROWS)
+        staged = self.own("k", 0), self.own("v", 0)
+        staged[1][...] = (sums[1] * (1.0 / problem.divide_by)).astype(self.dtype)
         if self.dq_ref is not None:  # the other warpgroup may still read these rows of K for its dQ
             plgpu.barrier_arrive(self.at["k_read"])
             plgpu.barrier_wait(self.at["k_read"])
-        if "dk" in sums:
-            staged["dk"][...] = (sums["dk"] * (problem.scale / problem.divide_by)).astype(self.dtype)
+        staged[0][...] = (sums[0] * (problem.scale / problem.divide_by)).astype(self.dtype)
         plgpu.commit_smem()
-        for part, out in outs.items():
-            common.store_rows(staged[part], out.at[:, item.head], item.kv_start + self.key, valid, ROWS)
+        for tile, out in zip(staged, outs, strict=True):
+            common.store_rows(tile, out.at[:, item.head], item.kv_start + self.key, valid, ROWS)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        plgpu.barrier_arrive(self.at["kv_free"])
+        for slot in self.kv_slots.values():
+            plgpu.barrier_arrive(self.at["kv_free"].at[slot])

@@ -65,8 +65,8 @@ FIELDS = (*Layout._fields, "row", "head")
 def plan_of(layout: Layout, *, q_rows, kv_rows, heads, kv_heads, mask, has_targets, programs) -> Plan:
     """`make_plan` for any layout; mask None is cross attention."""
     common = dict(mask=mask, has_targets=has_targets)
-    by_query = _tiles(layout, tiled="q", num_rows=q_rows, heads=heads, **common)
-    by_key = _tiles(layout, tiled="kv", num_rows=kv_rows, heads=kv_heads, **common)
+    by_query = tile_table(layout, tiled="q", num_rows=q_rows, heads=heads, **common)
+    by_key = tile_table(layout, tiled="kv", num_rows=kv_rows, heads=kv_heads, **common)
     q_gaps = _gaps(layout.q_start, layout.q_length, q_rows)
     same = mask is not None
     kv_gaps = q_gaps if same else _gaps(layout.kv_start, layout.kv_length, kv_rows)
@@ -123,7 +123,7 @@ def padded_rows(num_rows: int) -> int:
     return max(TILE, -(-num_rows // 8) * 8)
 
 
-def _tiles(layout: Layout, *, tiled: str, num_rows: int, heads: int, mask: Mask | None, has_targets: bool) -> Array:
+def tile_table(layout: Layout, *, tiled: str, num_rows: int, heads: int, mask: Mask | None, has_targets: bool) -> Array:
     """int32 [len(FIELDS) + 1, tiles]: the tiles of one side of the attention, and their work, in the order
     in which they should run.
 

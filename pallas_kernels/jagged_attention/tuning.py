@@ -3,6 +3,8 @@ jagged_attention --tune`)."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import json
 import pathlib
@@ -28,8 +30,23 @@ def _table(name: str) -> dict:
     return json.loads(path.read_text())
 
 
+_trial: contextvars.ContextVar[tuple | None] = contextvars.ContextVar("trial", default=None)
+
+
+@contextlib.contextmanager
+def trial(tilings: tuple):
+    """Within it (and this thread), `tilings` are used whatever the files say: for the search."""
+    token = _trial.set(tilings)
+    try:
+        yield
+    finally:
+        _trial.reset(token)
+
+
 def tilings(device_kind: str, head_size: int):
     """(forward, backward, dq) tilings for a device and a head size of 64, 128 or 256."""
+    if (tried := _trial.get()) is not None:
+        return tried
     row = _table(file_name(device_kind))[str(head_size)]
     return (
         mosaic_forward.Tiling(**row["forward"]),

@@ -31,13 +31,13 @@ device_description_str: "NVIDIA H200"
 """
 
 
-def main(kind: str, size: int):
+def main(kind: str, size: int, deterministic: bool):
     jax.config.update("jax_platforms", "cpu")
     jax._src.lib.cuda_path = os.environ["CUDA_TOOLS"]
     topology = topologies.get_topology_desc(topology_name="", platform="cuda", target_config=TARGET, topology="1x1x1")
     sharding = SingleDeviceSharding(topology.devices[0])
     problem = Problem(kind, Mask(), size**-0.5, 4096.0, False)
-    settings = mosaic_gpu.Settings(problem, False, tuning.tilings("NVIDIA H200", size), 132)
+    settings = mosaic_gpu.Settings(problem, deterministic, tuning.tilings("NVIDIA H200", size), 132)
 
     def both_passes(q, k, v, do, starts, lengths):
         layout = Layout(starts, lengths, starts, lengths, lengths)
@@ -51,4 +51,4 @@ def main(kind: str, size: int):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1")

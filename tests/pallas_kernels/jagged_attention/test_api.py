@@ -54,12 +54,13 @@ def test_wrong_dense_arguments():
         seed_attention(Q[0], Q, Q, OFFSETS, max_len=24)
 
 
-def test_hopper_backend_says_what_it_needs():
+@pytest.mark.parametrize(("implementation", "message"), [("mosaic_gpu", "Hopper|heads of"), ("triton", "Ampere")])
+def test_gpu_backends_say_what_they_need(implementation, message):
     if jax.default_backend() == "gpu":
-        pytest.skip("this machine may have what it needs")
-    q = Q.astype(jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match="Hopper|heads of"):
-        call(q=q, k=q, v=q, implementation="mosaic_gpu")
+        pytest.skip("this machine may have what they need")
+    q = jnp.zeros((32, 2, 64), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match=message):
+        call(q=q, k=q, v=q, implementation=implementation)
 
 
 def test_defaults_to_xla_on_cpu_and_runs_under_jit():

@@ -11,7 +11,7 @@ from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_att
 from tests.pallas_kernels.jagged_attention import cases
 from tests.pallas_kernels.jagged_attention.cases import GPU_LENGTHS, LENGTHS, MASKS, Case
 
-GPU_BACKENDS = [pytest.param("mosaic_gpu", marks=pytest.mark.gpu)]
+GPU_BACKENDS = [pytest.param(name, marks=pytest.mark.gpu) for name in ("mosaic_gpu", "triton")]
 
 
 def attention(case: Case, implementation, **more):

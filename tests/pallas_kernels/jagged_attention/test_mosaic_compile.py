@@ -23,17 +23,20 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
 
-# bytes of spills ptxas may report; what is there sits in the copy warpgroup, off the critical path
+# bytes of spills ptxas may report: what there is sits outside the loops over tiles
 LIMITS = {
     ("silu", 64): 32,
     ("silu", 128): 96,
+    ("silu", 256): 32,
     ("softmax", 64): 32,
     ("softmax", 128): 128,
+    ("softmax", 256): 64,
 }
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(("kind", "size"), LIMITS)
-def test_no_serialised_matmuls_and_few_spills(kind, size):
+def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic):
     tools = pathlib.Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -42,7 +45,7 @@ def test_no_serialised_matmuls_and_few_spills(kind, size):
         "CUDA_TOOLS": str(tools),
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), *sys.path]),
     }
-    command = [sys.executable, str(HERE / "compile_for_hopper.py"), kind, str(size)]
+    command = [sys.executable, str(HERE / "compile_for_hopper.py"), kind, str(size), str(int(deterministic))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-2000:]
