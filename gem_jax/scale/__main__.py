@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--meshes", default="2x8,32x8,256x8", help="REPLICAxSHARD, with commas between")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows there, after those it already has")
     parser.add_argument("--table", type=pathlib.Path, help="print this file as Markdown; compiles nothing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may follow the options
     try:
         if options.table is not None:
             print(markdown(json.loads(options.table.read_text())))
