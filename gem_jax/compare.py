@@ -27,7 +27,7 @@ MEASURES = ("ne", "bayes_ne", "auc", "gauc", "calibration", "logloss")
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; returns the exit code: 0, or 2 where the user's input is wrong."""
+    """The command line; returns the exit code: 0, 2 (the user's input is wrong), 130 (interrupted)."""
     try:
         options = _options(arguments)
         if options.table is not None:
@@ -43,6 +43,9 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the rows of finished runs are kept", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -94,7 +97,10 @@ def measure(configs: list[pathlib.Path], seeds: list[int], overrides: list[str])
     commit = _commit()
     for seed in seeds:
         for path, config in zip(configs, loaded, strict=True):
-            summary = train(override(config, [f"train.seed={seed}"]), console=Console(quiet=True)).summary
+            result = train(override(config, [f"train.seed={seed}"]), console=Console(quiet=True))
+            if result.interrupted:  # the run caught the signal to save itself; it was meant for the whole sweep
+                raise KeyboardInterrupt
+            summary = result.summary
             for task, measures in summary["eval"].items():
                 row = {"config": config.name, "path": str(path), "seed": seed, "task": task}
                 row |= {name: measures[name] for name in MEASURES}

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import pytest
 
@@ -47,6 +48,18 @@ def test_runs_every_config_with_every_seed(tmp_path, capsys):
     assert markdown(rows) in shown
     assert main(["--table", str(file)]) == 0
     assert capsys.readouterr().out.strip() == markdown(rows)
+
+
+def test_an_interruption_ends_the_sweep(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def interrupted_run(config, **_):
+        started.append(config.name)
+        return types.SimpleNamespace(interrupted=True)
+
+    monkeypatch.setattr("gem_jax.compare.train", interrupted_run)
+    assert main([str(LOGISTIC), str(LOGISTIC)]) == 130
+    assert started == ["logistic_regression"] and "interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
