@@ -37,9 +37,10 @@ class Run:
     fits: bool
 
 
-def run(replica, shard, config, ids, grads, *, optimizer="rowwise_adagrad", owners=None, steps=1) -> Run:
+def run(replica, shard, config, ids, grads, *, optimizer="rowwise_adagrad", owners=None, steps=1, ragged=False) -> Run:
     mesh = make_mesh(replica, shard)
     tables = ShardedTables(SCHEMA, DIM, mesh, config, owners=owners, optimizer=optimizer, initial_accumulator=0.5)
+    tables.ragged = ragged
     stacked = {group: tables.stacked_ids(group) for group in tables.groups}
     init = functools.partial(tables.init, jax.random.key(0), 1.0)
     specs = state_specs({"tables": jax.eval_shape(init, stacked)}, fully_sharded=config.fully_sharded)["tables"]
@@ -172,6 +173,43 @@ def test_one_hot_shard_overflows_and_is_exact():
     result = run(1, 8, TablesConfig(), ids, grads)
     assert not result.fits
     check(result, ids, grads)
+
+
+def emulated_ragged_all_to_all(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
+    """What JAX documents of the operation, which XLA has for GPUs and not for CPUs: this device's slice for device i goes to
+    `output_offsets[i]` of the output of i."""
+    del recv_sizes
+    everyone = [jax.lax.all_gather(x, axis_name) for x in (operand, input_offsets, send_sizes, output_offsets)]
+    me = jax.lax.axis_index(axis_name)
+    place = jnp.arange(output.shape[0])
+    for sent, start, size, to in zip(*everyone, strict=True):
+        inside = (place >= to[me]) & (place < to[me] + size[me])
+        values = sent[jnp.clip(start[me] + place - to[me], 0, len(sent) - 1)]
+        output = jnp.where(inside.reshape(-1, *[1] * (output.ndim - 1)), values, output)
+    return output
+
+
+def test_the_emulation_is_as_documented():
+    """The example of jax.lax.ragged_all_to_all's docstring."""
+    numbers = [
+        ([1, 2, 2], [0, 1], [1, 2], [0, 0], [1, 1]),
+        ([3, 4, 0], [0, 1], [1, 1], [1, 2], [2, 1]),
+    ]
+    columns = [np.array(column, np.int32) for column in zip(*numbers, strict=True)]
+
+    def exchange(operand, *sizes):
+        return emulated_ragged_all_to_all(operand, jnp.zeros(4, jnp.int32), *sizes, axis_name="x")
+
+    np.testing.assert_array_equal(jax.vmap(exchange, axis_name="x")(*columns), [[1, 3, 0, 0], [2, 2, 4, 0]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_ids_by_a_ragged_exchange(kind, monkeypatch):
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", emulated_ragged_all_to_all)
+    ids, grads = draw(kind)
+    result = run(2, 4, TablesConfig(), ids, grads, ragged=True)
+    check(result, ids, grads)
+    assert result.fits == (kind != "all on one shard")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
