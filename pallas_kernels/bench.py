@@ -14,7 +14,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("operation", choices=OPERATIONS)
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
-    parser.add_argument("--tune", action="store_true", help="search tile sizes and write the tuning file of this GPU")
+    parser.add_argument(
+        "--tune", type=int, nargs="*", metavar="SIZE", help="search tile sizes (of these head sizes; none: of all) "
+        "and write the tuning file of this GPU"
+    )  # fmt: skip
     parser.add_argument("--table", type=pathlib.Path, help="print this results file as Markdown; measures nothing")
     parser.add_argument("--commit", default="", help="recorded in every row")
     options = parser.parse_args()
@@ -22,8 +25,8 @@ def main():
     if options.table:
         print(module.table(json.loads(options.table.read_text())))
         return
-    if options.tune:
-        module.tune()
+    if options.tune is not None:
+        module.tune(options.tune)
         return
     rows = []
     for row in module.rows(commit=options.commit):

@@ -1,7 +1,8 @@
 """Benchmark cases and tile-size search; run through `python -m pallas_kernels.bench jagged_attention`.
 
 Batch of 32 sequences, bfloat16. A causal pair counts once (the square's half); forward is 2 matmuls,
-backward 5, whatever a kernel recomputes. Each number is the median of 20 samples of 10 calls.
+backward 5, whatever a kernel recomputes. Each number is the median of 20 samples of at least 10 calls and 10 ms,
+so that what the host does at a sample's ends does not count.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ import numpy as np
 
 from pallas_kernels.jagged_attention import Mask, api, make_plan, mosaic_gpu, tuning
 
-BATCH, SAMPLES, CALLS = 32, 20, 10
+BATCH, SAMPLES, CALLS, SAMPLE_MS = 32, 20, 10, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Case:
     implementation: api.Implementation = "mosaic_gpu"
     passes: tuple[str, ...] = ("fwd", "bwd")
     deterministic: bool = False
-    keys: int = 256
+    keys: int = 2048
     width: int = 512  # heads * head_dim
 
     @property
@@ -87,9 +89,9 @@ CASES = (
     Case("silu", 128, 4096, mask=Mask(window=512)),
     Case("silu", 128, 4096, mask=Mask(block=64, causal=False)),
     Case("silu", 128, 4096, "quarter"),
-    Case("silu", 128, 4096, mask=Mask(causal=False)),
     Case("gdpa", 128, 4096),
     Case("softmax", 256, 4096, width=1024),
+    Case("silu", 128, 4096, implementation="triton"),
     Case("silu", 128, 2048, implementation="xla"),
 )
 
@@ -98,38 +100,52 @@ def rows(commit: str = "") -> Iterator[dict]:
     """Measured rows; cuDNN's softmax on padded batches stands beside the cases that it has."""
     ceiling = matmul_tflops()
     device = jax.devices()[0].device_kind
-    yield dict(op="matmul", kind="bf16 8192^3", **{"pass": "fwd"}, tflops=ceiling, device=device, jax=jax.__version__)
+    common = dict(device=device, jax=jax.__version__, commit=commit)
+    yield dict(op="matmul", kind="bf16 8192^3", **{"pass": "fwd"}, tflops=round(ceiling, 1), **common)
     cudnn = functools.cache(cudnn_tflops)
-    for case in CASES:
-        try:
-            measured = measure(case)
-        except NotImplementedError as error:
-            print(f"skipped {case}: {error}")
-            continue
-        for name, (ms, tflops) in measured.items():
-            comparable = case.mask == Mask() and case.lengths == "full" and case.kind != "gdpa"
-            yield {
-                "op": "jagged_attention",
-                "kind": case.kind,
-                "mask": case.mask_name(),
-                "heads": case.heads,
-                "head_dim": case.head_dim,
-                "max_len": case.max_len,
-                "lengths": case.lengths,
-                "pass": name,
-                "implementation": case.implementation + " deterministic" * case.deterministic,
-                "ms": round(ms, 4),
-                "tflops": round(tflops, 1),
-                "share_of_ceiling": round(tflops / ceiling, 3),
-                "cudnn_tflops": cudnn(case.heads, case.head_dim, case.max_len).get(name) if comparable else None,
-                "device": device,
-                "jax": jax.__version__,
-                "commit": commit,
-            }
+    work = [(case, name) for case in CASES for name in case.passes]
+    for case, name, ms in _timed(work):
+        tflops = {"fwd": 1.0, "bwd": 2.5}[name] * case.flops() / ms / 1e9
+        comparable = case.mask == Mask() and case.lengths == "full" and case.kind != "gdpa"
+        yield {
+            "op": "jagged_attention",
+            "kind": case.kind,
+            "mask": case.mask_name(),
+            "heads": case.heads,
+            "head_dim": case.head_dim,
+            "max_len": case.max_len,
+            "lengths": case.lengths,
+            "pass": name,
+            "implementation": case.implementation + " deterministic" * case.deterministic,
+            "ms": round(ms, 4),
+            "tflops": round(tflops, 1),
+            "share_of_ceiling": round(tflops / ceiling, 3),
+            "cudnn_tflops": cudnn(case.heads, case.head_dim, case.max_len).get(name) if comparable else None,
+            **common,
+        }
     for max_len, lengths in ((4096, "full"), (4096, "lognormal")):
         offsets, own, total = layout(Case("silu", 128, max_len, lengths))
         ms = milliseconds(lambda o, n, t=total: make_plan(o, n, num_rows=t, heads=4), offsets, own)
-        yield dict(op="make_plan", max_len=max_len, lengths=lengths, ms=round(ms, 4), device=device)
+        yield dict(op="make_plan", max_len=max_len, lengths=lengths, ms=round(ms, 4), **common)
+
+
+def _timed(work: list[tuple[Case, str]], at_once: int = 12) -> Iterator[tuple[Case, str, float]]:
+    """(case, pass, ms) of each; some are compiled at a time, then timed one after the other."""
+
+    def prepared(item):
+        try:
+            return prepare(*item)
+        except NotImplementedError as error:
+            print(f"skipped {item}: {error}")
+            return None
+
+    for first in range(0, len(work), at_once):
+        part = work[first : first + at_once]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            ready = list(pool.map(prepared, part))
+        for item, call in zip(part, ready, strict=True):
+            if call is not None:
+                yield *item, milliseconds(*call)
 
 
 def line(row: dict) -> str:
@@ -173,17 +189,8 @@ def layout(case: Case):
     return jnp.asarray(offsets, jnp.int32), jnp.asarray(lengths, jnp.int32), int(offsets[-1])
 
 
-def measure(case: Case) -> dict[str, tuple[float, float]]:
-    """{pass: (ms, TFLOP/s)}."""
-    out = {}
-    for name in case.passes:
-        ms = milliseconds(*prepare(case, name))
-        out[name] = ms, {"fwd": 1.0, "bwd": 2.5}[name] * case.flops() / ms / 1e9
-    return out
-
-
 def prepare(case: Case, pass_name: str):
-    """(a compiled function, its arguments) of one pass of a case."""
+    """(a function that has run once, its arguments) of one pass of a case."""
     offsets, lengths, total = layout(case)
     keys = jax.random.split(jax.random.key(0), 4)
     shape = (total, case.heads, case.head_dim)
@@ -203,22 +210,29 @@ def prepare(case: Case, pass_name: str):
 
     if pass_name == "fwd":
         arguments = q, k, v, plan
-        return jax.jit(forward).lower(*arguments).compile(), *arguments
+        return _warm(jax.jit(forward), *arguments)
     pull = jax.jit(lambda q, k, v, plan: jax.vjp(lambda q, k, v: forward(q, k, v, plan), q, k, v)[1])(q, k, v, plan)
-    return jax.jit(lambda pull, do: pull(do)).lower(pull, do).compile(), pull, do
+    return _warm(jax.jit(lambda pull, do: pull(do)), pull, do)
+
+
+def _warm(function, *arguments):
+    jax.block_until_ready(function(*arguments))
+    return function, *arguments
 
 
 def milliseconds(function, *arguments, samples: int = SAMPLES) -> float:
-    """Median time of a call; CALLS are queued at a time, so that the host's share stays hidden."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(samples):
+    """Median time of a call; many are queued at a time, so that the host's share stays hidden."""
+
+    def sample(calls):
         start = time.perf_counter()
-        for _ in range(CALLS):
+        for _ in range(calls):
             out = function(*arguments)
         jax.block_until_ready(out)
-        times.append((time.perf_counter() - start) / CALLS)
-    return statistics.median(times) * 1e3
+        return (time.perf_counter() - start) / calls * 1e3
+
+    sample(2)
+    calls = max(CALLS, math.ceil(SAMPLE_MS / sample(CALLS)))
+    return statistics.median(sample(calls) for _ in range(samples))
 
 
 def matmul_tflops(n: int = 8192) -> float:
@@ -262,16 +276,17 @@ def _cudnn_torch(heads, head_dim, max_len):
     do = torch.randn(shape, **options)
 
     def median(function):
-        times = []
-        for sample in range(SAMPLES + 1):
+        def sample(calls):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            for _ in range(CALLS):
+            for _ in range(calls):
                 function()
             torch.cuda.synchronize()
-            if sample:  # the first one warms up
-                times.append((time.perf_counter() - start) / CALLS)
-        return statistics.median(times) * 1e3
+            return (time.perf_counter() - start) / calls * 1e3
+
+        sample(2)
+        calls = max(CALLS, math.ceil(SAMPLE_MS / sample(CALLS)))
+        return statistics.median(sample(calls) for _ in range(SAMPLES))
 
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         forward = median(lambda: attend(q, k, v))
@@ -284,20 +299,21 @@ def _cudnn_torch(heads, head_dim, max_len):
 
 # values worth trying of each field, and where a kernel's tiling is; what does not fit is skipped
 CHOICES: dict[str, dict[str, tuple]] = {
-    "forward": dict(keys=(64, 80, 128), stages=(2, 3), q_stages=(1, 2, 3), hold=(False, True)),
+    "forward": dict(keys=(64, 128), stages=(2, 3), q_stages=(1, 2, 3), hold=(False, True)),
     "backward": dict(q_stages=(2, 3), do_stages=(1, 2, 3), kv_stages=(2, 3, 4), shared_ds=(False, True)),
-    "dq": dict(keys=(64, 128), stages=(1, 2, 3), q_stages=(1, 2)),
+    "dq": dict(keys=(64, 128), stages=(1, 2, 3), v_stages=(1, 2, 3), q_stages=(1, 2)),
 }
 TUNED_ON = {"forward": ("fwd", False), "backward": ("bwd", False), "dq": ("bwd", True)}  # pass, deterministic
 
 
-def tune():
-    """Search tile sizes on log-normal lengths and write the file of this GPU, kernel by kernel: every field in turn
-    is set to each of its values, from the present tiling on, and the fastest value stays."""
+def tune(head_sizes: list[int]):
+    """Search tile sizes (of every head size if the list is empty) on log-normal lengths and write the file of this GPU,
+    kernel by kernel: every field in turn is set to each of its values, from the present tiling on, and the fastest
+    value stays."""
     kind = jax.devices()[0].device_kind
     path = tuning.FOLDER / f"{tuning.file_name(kind)}.json"
     table = {str(size): dict(zip(CHOICES, tuning.tilings(kind, size), strict=True)) for size in mosaic_gpu.HEAD_SIZES}
-    for size in (128, 64, 256):
+    for size in head_sizes or mosaic_gpu.HEAD_SIZES:
         for kernel in CHOICES:
             table[str(size)][kernel] = _fastest(size, kernel, table[str(size)])
             rows = {size: {k: dataclasses.asdict(x) for k, x in row.items()} for size, row in table.items()}

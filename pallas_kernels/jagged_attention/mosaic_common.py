@@ -170,17 +170,6 @@ def hidden_zero(item: Item):
     return lax.shift_right_logical(item.head, 24)
 
 
-def computed_first(values, item: Item):
-    """values (a pytree), computed before the waits that follow.
-
-    Left alone, LLVM and ptxas move a wait for a matmul up and the arithmetic that should run under the matmul
-    behind it. ptxas keeps to basic blocks, so a branch that is never taken, unknown to it, holds them apart.
-    """
-    values = lax.optimization_barrier(values)
-    pl.when(hidden_zero(item) > 0)(plgpu.commit_smem)
-    return values
-
-
 def tiled(dtype, swizzle: int = 128):
     """Shared-memory transforms of a wgmma operand."""
     columns = swizzle // jnp.dtype(dtype).itemsize
@@ -230,8 +219,7 @@ def load_tile(source, target, full, tail, end):
 
 def _zero_rows_from(tile, first):
     columns = 64  # a piece of 64 x 64 needs 16 registers a thread
-    rows = tile.shape[0]
-    for top in sorted({min(top, rows - ROWS) for top in range(0, rows, ROWS)}):  # the last ones may overlap
+    for top in range(0, tile.shape[0], ROWS):
 
         @pl.when(first < top + ROWS)
         def _(top=top):

@@ -19,10 +19,11 @@ TILE = WARPGROUPS * ROWS
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Keys a step, and tiles in flight of K/V and of Q/dO (1 where shared memory has no room for 2)."""
+    """Keys a step, and tiles in flight of K, of V, and of Q and dO (1 where shared memory has no room for 2)."""
 
     keys: int = 64
     stages: int = 2
+    v_stages: int = 2
     q_stages: int = 1
 
 
@@ -33,7 +34,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
     of no sequence.
     """
     size, group = q.shape[2], q.shape[1] // k.shape[1]
-    keys, stages, q_stages = tiling.keys, tiling.stages, tiling.q_stages
+    keys, stages, v_stages, q_stages = tiling.keys, tiling.stages, tiling.v_stages, tiling.q_stages
     softmax = problem.kind == "softmax"
     transforms = common.tiled(q.dtype)
     registers = common.BACKWARD_REGISTERS if size == 256 else common.FORWARD_REGISTERS
@@ -46,18 +47,21 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
 
     def jagged_attention_dq(q_ref, k_ref, v_ref, do_ref, *refs):
         *sums, table_ref, gaps_ref, dq_ref = refs[: 3 + 2 * softmax]
-        q_sm, do_sm, k_sm, v_sm, log_sm, delta_sm, zeros = refs[3 + 2 * softmax : 10 + 2 * softmax]
-        q_full, q_free, k_full, v_full, k_free, v_free, tail = refs[10 + 2 * softmax :]
+        q_sm, do_sm, k_sm, v_sm, sums_sm, zeros = refs[3 + 2 * softmax : 9 + 2 * softmax]
+        q_full, q_free, k_full, v_full, k_free, v_free, tail = refs[9 + 2 * softmax :]
+        log_sm, delta_sm = sums_sm.at[0], sums_sm.at[1]
         warpgroup = lax.axis_index("warpgroup")
 
         def score_gradient(item, runs, step, q_slot, own, row, s_acc, dp_acc, before):
             slot = lax.rem(before + step, stages)
             first = runs.tile(step) * keys
-            own = own + common.hidden_zero(item) * step
+            zero = common.hidden_zero(item) * step
+            own = own + zero
             plgpu.barrier_wait(k_full.at[slot])
             plgpu.wgmma(s_acc, q_sm.at[q_slot, own], k_sm.at[slot].transpose((1, 0)))
-            plgpu.barrier_wait(v_full.at[slot])
-            plgpu.wgmma(dp_acc, do_sm.at[q_slot, own], v_sm.at[slot].transpose((1, 0)))
+            v_slot = lax.rem(before + step, v_stages) + zero
+            plgpu.barrier_wait(v_full.at[v_slot])
+            plgpu.wgmma(dp_acc, do_sm.at[q_slot, own], v_sm.at[v_slot].transpose((1, 0)))
             score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
 
             if stages > 1:  # the previous step's dQ is done: its K is free
@@ -87,7 +91,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                 score = select(score, common.masked_score(problem))
                 slope = common.activation_and_slope(problem, score)[1]
             dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
-            plgpu.barrier_arrive(v_free.at[slot])
+            plgpu.barrier_arrive(v_free.at[v_slot])
             if softmax:
                 dp = dp - by_row(delta_sm)
             return (dp * slope).astype(q.dtype)
@@ -156,15 +160,15 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                         plgpu.copy_gmem_to_smem(ref.at[item.head, rows], sm.at[q_slot, w], q_full.at[q_slot])
 
                 def load(step, carry):
-                    slot = lax.rem(before + step, stages)
                     first = runs.tile(step) * keys
-                    for ref, sm, full, free in (
-                        (k_ref, k_sm, k_full, k_free),
-                        (v_ref, v_sm, v_full, v_free),
+                    for ref, sm, full, free, count in (
+                        (k_ref, k_sm, k_full, k_free, stages),
+                        (v_ref, v_sm, v_full, v_free, v_stages),
                     ):
+                        slot = lax.rem(before + step, count)
 
-                        @pl.when(before + step >= stages)
-                        def _(free=free):
+                        @pl.when(before + step >= count)
+                        def _(free=free, slot=slot):
                             plgpu.barrier_wait(free.at[slot])
 
                         tile = ref.at[pl.ds(item.kv_start + first, keys), kv_head]
@@ -186,16 +190,15 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
             smem(q_stages, WARPGROUPS, ROWS, size),
             smem(q_stages, WARPGROUPS, ROWS, size),
             smem(stages, keys, size),
-            smem(stages, keys, size),
-            plgpu.SMEM((q_stages, WARPGROUPS, ROWS), jnp.float32),
-            plgpu.SMEM((q_stages, WARPGROUPS, ROWS), jnp.float32),
+            smem(v_stages, keys, size),
+            plgpu.SMEM((2, q_stages, WARPGROUPS, ROWS), jnp.float32),
             plgpu.SMEM(common.ZEROS, q.dtype),
             plgpu.Barrier(num_arrivals=2 * (1 + softmax) * WARPGROUPS, num_barriers=q_stages),
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=q_stages),
             plgpu.Barrier(num_barriers=stages),
-            plgpu.Barrier(num_barriers=stages),
+            plgpu.Barrier(num_barriers=v_stages),
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),
-            plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=v_stages),
             plgpu.Barrier(),
         ],
         grid=(programs,),

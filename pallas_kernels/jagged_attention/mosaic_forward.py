@@ -28,7 +28,7 @@ LOWEST = -1e30  # a masked softmax score; finite, so that a tile with no visible
 @dataclasses.dataclass(frozen=True)
 class Tiling:
     """Tile sizes: keys a step, K/V tiles in flight, Q tiles in flight (3: items overlap), and whether the
-    activation is held to run under this warpgroup's own matmul (False: the compiler waits for it first)."""
+    activation is held to run under this warpgroup's own matmul (see `_Pipe.held`; takes 3 stages to pay)."""
 
     keys: int = 128
     stages: int = 2
@@ -210,8 +210,12 @@ class _Pipe:
         plgpu.wgmma(scores, self.q, self.at.k.at[slot].transpose((1, 0)))
 
     def issue_values(self, out, state, step):
-        plgpu.barrier_wait(self.at.v_full.at[self.slot(step)])
+        if not self.tiling.hold:
+            self.wait_values(step)
         plgpu.wgmma(out, state[0], self.at.v.at[self.slot(step)])
+
+    def wait_values(self, step):
+        plgpu.barrier_wait(self.at.v_full.at[self.slot(step)])
 
     def finish_values(self, step):
         plgpu.wgmma_wait(0)
@@ -251,8 +255,17 @@ class _Pipe:
         shrink = jnp.exp2(before - top)
         return (weights, top, state[2] * shrink + total), shrink
 
-    def held(self, state):
-        return common.computed_first(state, self.item) if self.tiling.hold else state
+    def held(self, state, step, last=None):
+        """state, computed before the wait for the running product that follows.
+
+        Left alone, LLVM and ptxas move that wait up and the activation behind it. LLVM minds the barrier here, ptxas
+        only the ends of basic blocks: the wait for V, early by half a step, makes one, and leaves the next step
+        nothing to wait for between its two matmuls.
+        """
+        if self.tiling.hold:
+            state = lax.optimization_barrier(state)
+            self.when_here(lambda: self.wait_values(step), last)
+        return state
 
     def narrow(self, state):
         return state[0].astype(self.dtype), *state[1:]
@@ -272,8 +285,8 @@ class _Pipe:
             score = plgpu.wgmma_accumulator_load(scores, wait_n=0 if last is None else 1)
             self.when_here(lambda: plgpu.barrier_arrive(self.at.k_free.at[self.slot(0)]), last)
             begun, _ = self.weigh(self.masked(score, 0))
+            begun = self.held(begun, 0, last)
             if last is not None:
-                begun = self.held(begun)
                 last.finish_values(last.steps - 1)
             return self.narrow(begun)
 
@@ -295,7 +308,7 @@ class _Pipe:
             score = plgpu.wgmma_accumulator_load(scores, wait_n=1)
             plgpu.barrier_arrive(self.at.k_free.at[self.slot(step)])
             following, shrink = self.weigh(self.masked(score, step), state)
-            following = self.held(following)
+            following = self.held(following, step)
             self.finish_values(step - 1)
             if shrink is not None:
                 out[...] = out[...] * self.by_row(shrink, out.shape)

@@ -1,7 +1,7 @@
 """The Hopper backend: what it can do, and forward and backward wired together.
 
-Kernels: `mosaic_forward`, `mosaic_backward` (dK, dV, fused dQ; `mosaic_wide` for heads of 256) and `mosaic_dq`
-(deterministic dQ). GDPA and seed attention are the same kernels with keys of another place and no mask.
+Kernels: `mosaic_forward`, `mosaic_backward` (dK, dV, fused dQ; `mosaic_wide`: dK and dV of heads of 256) and
+`mosaic_dq` (dQ by itself). GDPA and seed attention are the same kernels with keys of another place and no mask.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import Array
 from pallas_kernels.jagged_attention import mosaic_backward, mosaic_dq, mosaic_forward, mosaic_wide, tuning
 from pallas_kernels.jagged_attention.mosaic_common import Problem
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
-from pallas_kernels.jagged_attention.plan import Layout, Plan, padded_rows, plan_of
+from pallas_kernels.jagged_attention.plan import TILE, Layout, Plan, padded_rows, plan_of
 
 HEAD_SIZES = (64, 128, 256)  # smaller heads are padded to 64
 
@@ -162,16 +162,22 @@ def _backward(settings, saved, grad):
         delta = jnp.where(valid, delta.T, 0)
     inputs = (q, k, v, grad, log_sum, delta)
     by_key, by_query = (plan.by_key, plan.kv_gaps, problem), (plan.by_query, plan.q_gaps, problem)
-    backward_kv = (mosaic_wide if q.shape[2] > 128 else mosaic_backward).backward_kv
-    if deterministic:
+    wide = q.shape[2] > 128
+    if deterministic or wide or _is_local(problem.mask):
+        backward_kv = (mosaic_wide if wide else mosaic_backward).backward_kv
         dk, dv = backward_kv(*inputs, *by_key, tilings[1].unfused(), programs)
         dq = mosaic_dq.backward_q(*inputs, *by_query, tilings[2], programs)
     else:
         dq_sum = jax.new_ref(jnp.zeros(q.shape, jnp.float32))
-        dk, dv = backward_kv(*inputs, *by_key, tilings[1], programs, dq_sum)
+        dk, dv = mosaic_backward.backward_kv(*inputs, *by_key, tilings[1], programs, dq_sum)
         dq = (dq_sum[...] * (problem.scale / problem.divide_by)).astype(q.dtype)
     none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, plan))
     return dq, dk, dv, *none
+
+
+def _is_local(mask) -> bool:
+    """Does a query see so little that the fused dQ's float32 buffer would cost more than its matmuls?"""
+    return mask is not None and mask.block is not None and mask.block <= TILE
 
 
 _attend.defvjp(_forward, _backward)

@@ -1,8 +1,9 @@
-"""Gradients for heads of 256 on Hopper: dK, dV and, fused with them, dQ, in five matmuls.
+"""Gradients of K and V for heads of 256 on Hopper, in four matmuls (`mosaic_dq` adds three for dQ).
 
 dK and dV of 64 keys fill 256 registers of a thread, so here both warpgroups work on the same 64 keys and each
 keeps one half of the head's columns. For a tile of 64 queries each computes the scores of 32 of them; P and dS
-are exchanged through shared memory.
+are exchanged through shared memory. dQ fused with this was slower than by itself: staging it took the shared memory
+of the second dO tile, and its two halves had nothing to run under.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Prob
 from pallas_kernels.jagged_attention.mosaic_walk import QUERIES, TILE, Tiling, Walk, head_and_row
 
 HALVES = TILE // ROWS  # an item of the work list is done in two parts of 64 keys
-PIECE = 64  # columns of dQ at a time
-NAMES = ("q", "do", "k", "v", "zeros", "p", "ds", "sums", "dq")
+NAMES = ("q", "do", "k", "v", "zeros", "p", "ds", "sums")
 BARRIERS = ("k_full", "v_full", "q_full", "do_full", "q_free", "do_free", "kv_free", "tail", "shared")
 
 
 def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tiling: Tiling, programs: int, dq_sum=None):
-    """dK and dV, and dQ added to `dq_sum`, as `mosaic_backward.backward_kv` does for narrower heads."""
+    """dK and dV, as `mosaic_backward.backward_kv` computes them for narrower heads."""
     size, group = q.shape[2], q.shape[1] // k.shape[1]
-    fused, softmax = dq_sum is not None, problem.kind == "softmax"
+    softmax = problem.kind == "softmax"
 
     def runs_of(item):
         return problem.query_tiles(item, ROWS, QUERIES)
@@ -53,7 +53,6 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
 
     def jagged_attention_wide_backward(*refs):
         inputs, refs = refs[: 6 + 2 * softmax], refs[6 + 2 * softmax :]
-        dq_ref, refs = (refs[0], refs[1:]) if fused else (None, refs)
         outs, scratch = refs[:2], dict(zip(NAMES + BARRIERS, refs[2:], strict=True))
         *tiles_of, table_ref, gaps_ref = inputs
         warpgroup = lax.axis_index("warpgroup")
@@ -63,7 +62,7 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
             plgpu.set_max_registers(common.FORWARD_REGISTERS[0], action="increase")
 
             def part(visit):
-                walk = _WideWalk(problem, tiling, visit, runs_of(visit.item), group, dq_ref, scratch)
+                walk = _WideWalk(problem, tiling, visit, runs_of(visit.item), group, None, scratch)
                 half = plgpu.ACC((ROWS, size // WARPGROUPS), jnp.float32)
                 walk.store(pl.run_scoped(walk.wide, half, half), outs)
 
@@ -85,7 +84,7 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
         return plgpu.SMEM(shape, q.dtype, transforms=common.tiled(q.dtype, 64))
 
     q_stages, do_stages, copies = tiling.q_stages, tiling.do_stages, 1 + softmax
-    arguments = [q, k, v, do] + [log_sum, delta] * softmax + [table, gaps] + [dq_sum] * fused
+    arguments = [q, k, v, do] + [log_sum, delta] * softmax + [table, gaps]
     return plgpu.kernel(
         jagged_attention_wide_backward,
         out_type=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
@@ -98,7 +97,6 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
             smem(2, ROWS, QUERIES),
             smem(2, ROWS, QUERIES),
             plgpu.SMEM((q_stages + do_stages, QUERIES), jnp.float32),
-            plgpu.SMEM((WARPGROUPS, QUERIES, PIECE), jnp.float32, transforms=common.tiled(jnp.float32)),
             plgpu.Barrier(),
             plgpu.Barrier(),
             plgpu.Barrier(num_arrivals=copies, num_barriers=q_stages),
@@ -159,8 +157,8 @@ class _WideWalk(Walk):
         self.first_query = self.warpgroup * self.queries
         self.columns = self.size // WARPGROUPS
 
-    def own_columns(self, step, piece=0, width=None):
-        return pl.ds(self.who(step) * self.columns + piece, width or self.columns)
+    def own_columns(self, step):
+        return pl.ds(self.who(step) * self.columns, self.columns)
 
     def keys(self, name, step):
         """K or V, at an address that looks as if it depended on the step (see `common.hidden_zero`)."""
@@ -176,18 +174,8 @@ class _WideWalk(Walk):
             slot = lax.rem(self.before + step, 2)
             q, do = self.at["q"].at[self.q_slot(step)], self.at["do"].at[self.do_slot(step)]
             pl.run_scoped(lambda s, dp: self.share(s, dp, q, do, slot, step), score, score)
-            ds = self.at["ds"].at[slot]
-
-            def sums():
-                plgpu.wgmma(dv, self.at["p"].at[slot], do.at[:, self.own_columns(step)])
-                plgpu.wgmma(dk, ds, q.at[:, self.own_columns(step)])
-
-            if self.dq_ref is None:
-                sums()
-            else:
-                self.dq_piece(ds, step, 0, sums)
-                for piece in range(PIECE, self.columns, PIECE):
-                    self.dq_piece(ds, step, piece)
+            plgpu.wgmma(dv, self.at["p"].at[slot], do.at[:, self.own_columns(step)])
+            plgpu.wgmma(dk, self.at["ds"].at[slot], q.at[:, self.own_columns(step)])
             plgpu.wgmma_wait(0)
             plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step)])
             plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step)])
@@ -213,25 +201,6 @@ class _WideWalk(Walk):
     def meet(self):
         plgpu.barrier_arrive(self.at["shared"])
         plgpu.barrier_wait(self.at["shared"])
-
-    def dq_piece(self, ds, step, piece, meanwhile=None):
-        """Add some columns of a step's dQ; `meanwhile` issues two matmuls behind it."""
-
-        def run(acc):
-            plgpu.wgmma(acc, ds.transpose((1, 0)), self.keys("k", step).at[:, self.own_columns(step, piece, PIECE)])
-            if meanwhile is not None:
-                meanwhile()
-            return plgpu.wgmma_accumulator_load(acc, wait_n=0 if meanwhile is None else 2)
-
-        dq = pl.run_scoped(run, plgpu.ACC((QUERIES, PIECE), jnp.float32))
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        staged = self.at["dq"].at[self.who(step)]
-        staged[...] = dq
-        plgpu.commit_smem()
-        head, row = head_and_row(self.item, step, self.runs, self.group)
-        rows = pl.ds(self.item.q_start + row, QUERIES)
-        to = self.dq_ref.at[rows, head, self.own_columns(step, piece, PIECE)]
-        plgpu.copy_smem_to_gmem(staged, to, reduction_op="add")
 
     def store(self, sums, outs):
         """Write this warpgroup's columns of dK and dV, through the shared memory of K and V."""

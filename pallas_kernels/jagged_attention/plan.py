@@ -70,7 +70,7 @@ def plan_of(layout: Layout, *, q_rows, kv_rows, heads, kv_heads, mask, has_targe
     q_gaps = _gaps(layout.q_start, layout.q_length, q_rows)
     same = mask is not None
     kv_gaps = q_gaps if same else _gaps(layout.kv_start, layout.kv_length, kv_rows)
-    by_query, by_key = _balance([by_query, by_key], programs)
+    by_query, by_key = (_balance if same else _in_turns)([by_query, by_key], programs)
     return Plan(by_query, by_key, q_gaps, kv_gaps, programs, mask)
 
 
@@ -191,6 +191,19 @@ def _balance(tables, programs):
     choice = jnp.take_along_axis(heavy_first, places.swapaxes(0, 1), axis=-1)
     dealt = jnp.take_along_axis(by_round, choice[:, None], axis=-1)
     return [t[:-1] for t in dealt.reshape(tables.shape)]
+
+
+def _in_turns(tables, programs):
+    """Deal the columns in turns, every second round backwards: enough for cross attention, whose tiles cost the same
+    (queries) or come sorted (keys), and free."""
+    dealt = []
+    for table in tables:
+        rounds = -(-table.shape[1] // programs)
+        table = jnp.pad(table[:-1], ((0, 0), (0, rounds * programs - table.shape[1])))
+        by_round = table.reshape(-1, rounds, programs)
+        backwards = (jnp.arange(rounds) % 2 == 1)[:, None]
+        dealt.append(jnp.where(backwards, by_round[..., ::-1], by_round).reshape(table.shape))
+    return dealt
 
 
 def _rank(values):

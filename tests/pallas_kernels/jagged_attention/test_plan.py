@@ -58,8 +58,36 @@ def test_plan_has_each_tile_once_and_is_balanced(mask):
         cost = np.where(used, plan.ITEM_OVERHEAD + rows["row"] + plan.TILE, 0).reshape(-1, programs).sum(0)
         if table is made.by_query and mask.window is None:
             assert cost.max() < 1.1 * cost.mean()
+        by_program = used.reshape(-1, programs)
+        assert np.all(by_program[:-1] >= by_program[1:])  # a program stops at its first empty column
     gaps = np.asarray(made.q_gaps)
     assert gaps[0] == 5 and np.all(gaps[1:6] == offsets[-1] // 8 + np.arange(5))
+
+
+def test_cross_plan_has_each_tile_once_and_empty_columns_last():
+    lengths = jnp.array([0, 500, 129, 1000, 1], jnp.int32)
+    starts = jnp.array([0, 0, 504, 640, 1640], jnp.int32)
+    keys = 256
+    layout = plan.Layout(starts, lengths, jnp.arange(5) * keys, jnp.where(lengths > 0, keys, 0), lengths)
+    programs, heads = 12, 3
+    made = plan.plan_of(
+        layout, q_rows=1648, kv_rows=5 * keys, heads=heads, kv_heads=heads,
+        mask=None, has_targets=False, programs=programs,
+    )  # fmt: skip
+    rows_of = {"by_query": lengths, "by_key": layout.kv_length}
+    for name, counts in rows_of.items():
+        table = np.asarray(getattr(made, name))
+        used = table[1] > 0
+        expected = {
+            (int(layout.q_start[b]), row, head)
+            for b, count in enumerate(counts)
+            for row in range(0, int(count), plan.TILE)
+            for head in range(heads)
+        }
+        items = [tuple(x) for x in table[[0, 5, 6]][:, used].T.tolist()]
+        assert len(items) == len(expected) and set(items) == expected
+        by_program = used.reshape(-1, programs)
+        assert np.all(by_program[:-1] >= by_program[1:])  # a program stops at its first empty column
 
 
 def test_plan_is_built_under_jit():
