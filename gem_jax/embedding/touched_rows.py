@@ -3,7 +3,7 @@
 The gradient of a row is the *sum* over all its lookups. Rows that no lookup touched keep weight and state to the bit, Adam's
 moments included (as in FBGEMM's fused Adam: a moment decays only when its row is seen).
 
-Shape letters: R ids with repeats, V rows of the table, D columns.
+Shape letters: R ids with repeats, Q distinct rows, V rows of the table, D columns.
 """
 
 import dataclasses
@@ -49,18 +49,20 @@ def lookup(weight: Float[Array, "V D"], rows: Int[Array, "*s"]) -> Float[Array, 
 
 def sum_by_row(
     rows: Int[Array, " R"], grads: Float[Array, "R D"], num_rows: int
-) -> tuple[Int[Array, " R"], Float[Array, "R D"]]:
-    """Gradients of equal rows summed: (distinct rows ascending, sums).
+) -> tuple[Int[Array, " Q"], Float[Array, "Q D"]]:
+    """Gradients of equal rows summed: (distinct rows ascending, sums), of which there are at most Q = min(R, num_rows).
 
     Rows below 0 are dropped. Unused places at the end hold distinct rows beyond the table and zeros.
     """
+    size = min(rows.shape[0], num_rows)
     order = jnp.argsort(jnp.where(rows >= 0, rows, num_rows))
     sorted_rows = jnp.where(rows >= 0, rows, num_rows)[order]
     segment = jnp.cumsum(starts_of_runs(sorted_rows)) - 1
-    sums = jax.ops.segment_sum(grads[order], segment, num_segments=rows.shape[0], indices_are_sorted=True)
+    # What is dropped comes last; where every row of the table is there, it falls outside and is dropped here.
+    sums = jax.ops.segment_sum(grads[order], segment, num_segments=size, indices_are_sorted=True)
     # Distinct places beyond the table, so that the scatter may promise unique indices.
-    beyond = num_rows + 1 + jnp.arange(rows.shape[0], dtype=rows.dtype)
-    return beyond.at[segment].set(sorted_rows, indices_are_sorted=True), sums
+    beyond = num_rows + 1 + jnp.arange(size, dtype=rows.dtype)
+    return beyond.at[segment].set(sorted_rows, mode="drop", indices_are_sorted=True), sums
 
 
 def starts_of_runs(values: Int[Array, " R"]) -> Array:
@@ -71,8 +73,8 @@ def starts_of_runs(values: Int[Array, " R"]) -> Array:
 def update(
     optimizer: TableOptimizer,
     state: TableState,
-    rows: Int[Array, " R"],
-    sums: Float[Array, "R D"],
+    rows: Int[Array, " Q"],
+    sums: Float[Array, "Q D"],
     *,
     learning_rate: Float[Array, ""] | float,
     step: Int[Array, ""] | int = 0,

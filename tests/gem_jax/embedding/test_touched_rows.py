@@ -17,6 +17,8 @@ IDS = {
     "none": np.array([-1, -1, -1, -1]),
     "first and last row": np.array([19, 0, -1, 19, 7, 0, -1, 3]),
     "many": np.random.default_rng(0).integers(-1, NUM_ROWS, 500),
+    "all rows": np.random.default_rng(0).permutation(2 * NUM_ROWS) % NUM_ROWS,
+    "all rows and none": np.random.default_rng(0).permutation(3 * NUM_ROWS) % (NUM_ROWS + 1) - 1,
 }
 
 

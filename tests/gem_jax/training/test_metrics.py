@@ -51,6 +51,7 @@ def random_batch(seed: int, size: int, *, num_users: int = 60, weighted: bool = 
         true_probability=true_probability.astype(np.float32),
         num_examples=int((~empty).sum()),
         truncated={},
+        imbalance=1.0,
         position=size,
     )
     return logits, host
