@@ -13,7 +13,7 @@ from pallas_kernels.jagged_attention import Mask, mosaic_gpu, tuning
 from pallas_kernels.jagged_attention.mosaic_common import Problem
 from pallas_kernels.jagged_attention.plan import Layout
 
-# What XLA needs to know of the chip (a GpuTargetConfigProto); the figures are the H200's.
+# What XLA needs to know of the chip (a GpuTargetConfigProto); the figures are the H200's, whose chip the H100 shares.
 TARGET = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -31,13 +31,15 @@ device_description_str: "NVIDIA H200"
 """
 
 
-def main(kind: str, size: int, deterministic: bool):
+def main(kind: str, size: int, deterministic: bool, gpu: str):
     jax.config.update("jax_platforms", "cpu")
     jax._src.lib.cuda_path = os.environ["CUDA_TOOLS"]
-    topology = topologies.get_topology_desc(topology_name="", platform="cuda", target_config=TARGET, topology="1x1x1")
+    topology = topologies.get_topology_desc(
+        topology_name="", platform="cuda", target_config=TARGET.replace("NVIDIA H200", gpu), topology="1x1x1"
+    )
     sharding = SingleDeviceSharding(topology.devices[0])
     problem = Problem(kind, Mask(), size**-0.5, 4096.0, False)
-    settings = mosaic_gpu.Settings(problem, deterministic, tuning.tilings("NVIDIA H200", size), 132)
+    settings = mosaic_gpu.Settings(problem, deterministic, tuning.tilings(gpu, size), 132)
 
     def both_passes(q, k, v, do, starts, lengths):
         layout = Layout(starts, lengths, starts, lengths, lengths)
@@ -51,4 +53,4 @@ def main(kind: str, size: int, deterministic: bool):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1")
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4])

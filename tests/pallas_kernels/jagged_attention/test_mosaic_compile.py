@@ -34,9 +34,12 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize(("kind", "size"), LIMITS)
-def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic):
+@pytest.mark.parametrize(
+    ("kind", "size", "deterministic", "gpu"),
+    [(*key, deterministic, "NVIDIA H200") for key in LIMITS for deterministic in (False, True)]
+    + [("silu", 128, False, "NVIDIA H100 80GB HBM3")],
+)
+def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic, gpu):
     tools = pathlib.Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -45,7 +48,7 @@ def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic):
         "CUDA_TOOLS": str(tools),
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), *sys.path]),
     }
-    command = [sys.executable, str(HERE / "compile_for_hopper.py"), kind, str(size), str(int(deterministic))]
+    command = [sys.executable, str(HERE / "compile_for_hopper.py"), kind, str(size), str(int(deterministic)), gpu]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-2000:]
