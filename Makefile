@@ -2,6 +2,8 @@
 .PHONY: install train test test-slow lint types clean
 SHELL := /bin/bash
 PY := .venv/bin/python
+# A worker a core, up to four: most of a test is compilation, which uses one. Files stay whole, since their tests share fixtures.
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The default python3 may be too old while a newer one lies under pyenv or uv: try each candidate by running it.
 define FIND_PYTHON
@@ -24,10 +26,10 @@ train: install
 	$(PY) -m gem_jax.train configs/gem_debug.py
 
 test: install lint types
-	$(PY) -m pytest
+	$(PYTEST)
 
 test-slow: install
-	$(PY) -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: install
 	$(PY) -m ruff check .
