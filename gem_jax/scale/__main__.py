@@ -5,7 +5,7 @@
 
 A mesh is REPLICAxSHARD H200s in hosts of eight. Needs no GPU, driver or CUDA, only the wheels jax-cuda13-plugin and
 jax-cuda13-pjrt. Per GPU: state (parameters, optimizer, tables, batch), temporaries of the step (with XLA's attention), and bytes
-received a step, dense parameters and tables apart, inside a group and between groups.
+received a step: inside a group by dense parameters and by tables, between groups by sums and by touched rows.
 """
 
 import argparse
@@ -21,10 +21,9 @@ import jax
 
 from gem_jax.config import ConfigError, load
 from gem_jax.scale.aot import CompiledStep, compile_step, gpu_mesh
-from gem_jax.scale.hlo import Collective
+from gem_jax.scale.hlo import total_received
 
 REPLICA, SHARD = ("replica",), ("shard",)
-TABLE_KINDS = ("all-to-all", "ragged-all-to-all")
 MIB = 2**20
 
 
@@ -83,22 +82,18 @@ def measure(path: str, overrides: list[str], replica: int, shard: int) -> dict[s
 
 def summary(step: CompiledStep) -> dict[str, int]:
     """Bytes per GPU by purpose: over `shard` gathers and reductions are dense parameters', all-to-alls are tables'; over `replica`
-    sums are dense gradients', gathers and scatters are tables'."""
+    sums are dense gradients' (and tables' averages, where they are synchronised so), gathers are touched rows'."""
 
-    def received(axes: tuple[str, ...], is_tables: bool) -> int:
-        def belongs(c: Collective) -> bool:
-            of_tables = c.kind in TABLE_KINDS if axes == SHARD else c.kind in ("all-gather", "reduce-scatter")
-            return c.axes == axes and of_tables == is_tables and not c.is_fallback
-
-        return sum(c.received_bytes for c in step.collectives if belongs(c))
+    def received(axes: tuple[str, ...], kinds: tuple[str, ...]) -> int:
+        return sum(total_received(step.collectives, kind, axes) for kind in kinds)
 
     return {
         "state_bytes": step.state_bytes,
         "temporary_bytes": step.temporary_bytes,
-        "dense_shard_bytes": received(SHARD, False),
-        "dense_replica_bytes": received(REPLICA, False),
-        "tables_shard_bytes": received(SHARD, True),
-        "tables_replica_bytes": received(REPLICA, True),
+        "dense_shard_bytes": received(SHARD, ("all-gather", "reduce-scatter")),
+        "tables_shard_bytes": received(SHARD, ("all-to-all", "ragged-all-to-all")),
+        "sums_replica_bytes": received(REPLICA, ("all-reduce",)),
+        "rows_replica_bytes": received(REPLICA, ("all-gather", "reduce-scatter")),
     }
 
 
@@ -109,15 +104,15 @@ def _commit() -> str | None:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, MiB per GPU."""
-    columns = ("state", "temporary", "dense_shard", "dense_replica", "tables_shard", "tables_replica")
+    """A Markdown table, MiB per GPU; overrides of the data's size are left out."""
+    columns = ("state", "temporary", "dense_shard", "tables_shard", "sums_replica", "rows_replica")
     lines = [
-        "| config | GPUs | replica x shard | state | temporaries | dense, in the group | dense, between groups "
-        "| tables, in the group | tables, between groups |",
+        "| config | GPUs | replica x shard | state | temporaries | dense, in the group | tables, in the group "
+        "| sums, between groups | rows, between groups |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        name = " ".join([row["config"], *row["overrides"]])
+        name = " ".join([row["config"], *(o for o in row["overrides"] if not o.startswith("data."))])
         cells = [f"{row[f'{column}_bytes'] / MIB:,.1f}" for column in columns]
         mesh = f"{row['replica']} x {row['shard']}"
         lines.append("| " + " | ".join([name, str(row["replica"] * row["shard"]), mesh, *cells]) + " |")

@@ -46,13 +46,13 @@ def test_dense_bytes_stay_flat_as_replicas_are_added(steps):
     inside = [steps[replica, 2]["dense_shard_bytes"] for replica in (1, 2, 4)]
     assert inside[0] > 0 and inside == pytest.approx([inside[0]] * 3, rel=1e-3)  # the loss may travel along
     # Between groups: 2 (M - 1) / M of a share, so it grows from 1 to 1.5 shares and never beyond 2.
-    between = [steps[replica, 2]["dense_replica_bytes"] for replica in (1, 2, 4)]
+    between = [steps[replica, 2]["sums_replica_bytes"] for replica in (1, 2, 4)]
     assert between[0] == 0 and between[2] == pytest.approx(1.5 * between[1], rel=0.01)
 
 
 def test_lookups_stay_inside_their_group(steps):
     assert steps[1, 4]["tables_shard_bytes"] == steps[2, 4]["tables_shard_bytes"] > 0
-    assert steps[1, 4]["tables_replica_bytes"] == 0 < steps[2, 4]["tables_replica_bytes"]
+    assert steps[1, 4]["rows_replica_bytes"] == 0 < steps[2, 4]["rows_replica_bytes"]
 
 
 def test_table_and_wrong_arguments(steps, tmp_path, capsys):
