@@ -20,10 +20,10 @@ from typing import Any
 import jax
 
 from gem_jax.config import ConfigError, load
+from gem_jax.parallel.mesh import REPLICA, SHARD
 from gem_jax.scale.aot import CompiledStep, compile_step, gpu_mesh
 from gem_jax.scale.hlo import total_received
 
-REPLICA, SHARD = ("replica",), ("shard",)
 MIB = 2**20
 
 
@@ -90,10 +90,10 @@ def summary(step: CompiledStep) -> dict[str, int]:
     return {
         "state_bytes": step.state_bytes,
         "temporary_bytes": step.temporary_bytes,
-        "dense_shard_bytes": received(SHARD, ("all-gather", "reduce-scatter")),
-        "tables_shard_bytes": received(SHARD, ("all-to-all", "ragged-all-to-all")),
-        "sums_replica_bytes": received(REPLICA, ("all-reduce",)),
-        "rows_replica_bytes": received(REPLICA, ("all-gather", "reduce-scatter")),
+        "dense_shard_bytes": received((SHARD,), ("all-gather", "reduce-scatter")),
+        "tables_shard_bytes": received((SHARD,), ("all-to-all", "ragged-all-to-all")),
+        "sums_replica_bytes": received((REPLICA,), ("all-reduce",)),
+        "rows_replica_bytes": received((REPLICA,), ("all-gather", "reduce-scatter")),
     }
 
 

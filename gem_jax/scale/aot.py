@@ -16,7 +16,7 @@ from gem_jax.config import Config
 from gem_jax.data.columns import empty_examples
 from gem_jax.data.packing import pack
 from gem_jax.data.schema import Schema
-from gem_jax.parallel.mesh import EVERYWHERE, make_mesh
+from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD, make_mesh
 from gem_jax.scale import hlo
 from gem_jax.training.state import abstract_state
 from gem_jax.training.step import make_train_step
@@ -86,8 +86,8 @@ def compile_step(config: Config, schema: Schema, mesh: Mesh) -> CompiledStep:
     compiled = traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).compile()
     memory = compiled.memory_analysis()
     return CompiledStep(
-        replica=mesh.shape["replica"],
-        shard=mesh.shape["shard"],
+        replica=mesh.shape[REPLICA],
+        shard=mesh.shape[SHARD],
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         collectives=hlo.collectives(compiled.as_text(), dict(mesh.shape)),
