@@ -1,6 +1,9 @@
 """The mesh a user asks for, or a sentence with the numbers; which array lies where."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -101,3 +104,16 @@ def test_flags_are_added_once_and_the_users_win():
     kept = with_flags(f"--{flag}=other --xla_dump_to=x").split()
     assert kept[:2] == [f"--{flag}=other", "--xla_dump_to=x"] and len(kept) == len(GPU_FLAGS) + 1
     assert value != "other"
+
+
+def test_the_installed_xla_knows_the_flags():
+    """An unknown flag ends the process; a flag of GPUs is parsed on any machine."""
+    environment = os.environ | {"XLA_FLAGS": with_flags(""), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
