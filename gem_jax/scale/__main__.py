@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from gem_jax.config import ConfigError, load
+from gem_jax.parallel import xla_flags
 from gem_jax.parallel.mesh import REPLICA, SHARD
 from gem_jax.scale.aot import CompiledStep, compile_step, gpu_mesh
 from gem_jax.scale.hlo import total_received
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--meshes", default="2x8,32x8,256x8", help="REPLICAxSHARD, with commas between")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows there, after those it already has")
     parser.add_argument("--table", type=pathlib.Path, help="print this file as Markdown; compiles nothing")
+    xla_flags.set_flags()  # as a run on GPUs has them
     options = parser.parse_intermixed_args(arguments)  # overrides may follow the options
     try:
         if options.table is not None:
