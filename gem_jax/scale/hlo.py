@@ -59,8 +59,9 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
         if match is None:
             continue
         kind, arrays = match["kind"], [_array_bytes(*array) for array in _ARRAY.findall(match["result"])]
-        if match["start"] and kind != "all-reduce":
-            arrays = arrays[len(arrays) // 2 :]  # an asynchronous start returns its operands, too
+        # An asynchronous start returns its operands, too; an all-reduce's only where it is written as two tuples.
+        if match["start"] and (kind != "all-reduce" or match["result"].startswith("((")):
+            arrays = arrays[len(arrays) // 2 :]
         axes = _axes(line, mesh)
         size = math.prod(mesh[axis] for axis in axes)
         if size == 1:

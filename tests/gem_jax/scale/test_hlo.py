@@ -39,11 +39,14 @@ def test_groups_are_axes(groups, axes):
         ("f8e4m3fn[100]{0}", "ragged-all-to-all", 100, 75),
         ("(f32[16]{0}, f32[64]{0})", "all-gather-start", 256, 192),
         ("f32[64]{0}", "all-reduce-start", 256, 384),
+        ("(f32[64]{0}, f32[64]{0})", "all-reduce-start", 512, 768),
+        ("((f32[64]{0}), f32[64]{0})", "all-reduce-start", 256, 384),
+        ("((f32[128]{0}), f32[32]{0})", "reduce-scatter-start", 128, 384),
         ("pred[]", "all-reduce", 1, 1),
     ],
 )
 def test_bytes(result, kind, result_bytes, received):
-    found = one(f"  ROOT %x.1 = {result} {kind}(%a, %b), replica_groups=[2,4]<=[8], to_apply=%add")
+    found = one(f"  %x.1 = {result} {kind}(%a, %b), replica_groups=[2,4]<=[8], to_apply=%add")
     assert (found.result_bytes, found.received_bytes) == (result_bytes, received)
     assert found.kind == kind.removesuffix("-start")
 
