@@ -1,8 +1,9 @@
 """Benchmark cases and tile-size search; run through `python -m pallas_kernels.bench jagged_attention`.
 
 Batch of 32 sequences, bfloat16. A causal pair counts once (the square's half); forward is 2 matmuls,
-backward 5, whatever a kernel recomputes. Each number is the median of 20 samples of at least 10 calls and 10 ms,
-so that what the host does at a sample's ends does not count.
+backward 5, whatever a kernel recomputes. Everything is compiled first. Each number is then the median of 20 samples of
+at least 10 calls and 2 ms, after a rest of 0.1 s: enough calls that the host's share stays hidden, and few enough that
+one case does not heat the card for the next (a GPU at its power limit lowers its clock within a second).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from pallas_kernels.jagged_attention import Mask, api, make_plan, mosaic_gpu, tuning
 
-BATCH, SAMPLES, CALLS, SAMPLE_MS = 32, 20, 10, 10.0
+BATCH, SAMPLES, CALLS, SAMPLE_MS, REST_S = 32, 20, 10, 2.0, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +99,15 @@ CASES = (
 
 def rows(commit: str = "") -> Iterator[dict]:
     """Measured rows; cuDNN's softmax on padded batches stands beside the cases that it has."""
+    work = [(case, name) for case in CASES for name in case.passes]
+    ready = _prepared(work)
     ceiling = matmul_tflops()
     device = jax.devices()[0].device_kind
     common = dict(device=device, jax=jax.__version__, commit=commit)
     yield dict(op="matmul", kind="bf16 8192^3", **{"pass": "fwd"}, tflops=round(ceiling, 1), **common)
     cudnn = functools.cache(cudnn_tflops)
-    work = [(case, name) for case in CASES for name in case.passes]
-    for case, name, ms in _timed(work):
+    for case, name, call in ready:
+        ms = milliseconds(*call)
         tflops = {"fwd": 1.0, "bwd": 2.5}[name] * case.flops() / ms / 1e9
         comparable = case.mask == Mask() and case.lengths == "full" and case.kind != "gdpa"
         yield {
@@ -125,12 +128,13 @@ def rows(commit: str = "") -> Iterator[dict]:
         }
     for max_len, lengths in ((4096, "full"), (4096, "lognormal")):
         offsets, own, total = layout(Case("silu", 128, max_len, lengths))
-        ms = milliseconds(lambda o, n, t=total: make_plan(o, n, num_rows=t, heads=4), offsets, own)
+        build = jax.jit(functools.partial(make_plan, num_rows=total, heads=4))
+        ms = milliseconds(*_warm(build, offsets, own))
         yield dict(op="make_plan", max_len=max_len, lengths=lengths, ms=round(ms, 4), **common)
 
 
-def _timed(work: list[tuple[Case, str]], at_once: int = 12) -> Iterator[tuple[Case, str, float]]:
-    """(case, pass, ms) of each; some are compiled at a time, then timed one after the other."""
+def _prepared(work: list[tuple[Case, str]]) -> list[tuple[Case, str, tuple]]:
+    """(case, pass, call) of each, compiled together."""
 
     def prepared(item):
         try:
@@ -139,13 +143,9 @@ def _timed(work: list[tuple[Case, str]], at_once: int = 12) -> Iterator[tuple[Ca
             print(f"skipped {item}: {error}")
             return None
 
-    for first in range(0, len(work), at_once):
-        part = work[first : first + at_once]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            ready = list(pool.map(prepared, part))
-        for item, call in zip(part, ready, strict=True):
-            if call is not None:
-                yield *item, milliseconds(*call)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        calls = list(pool.map(prepared, work))
+    return [(*item, call) for item, call in zip(work, calls, strict=True) if call is not None]
 
 
 def line(row: dict) -> str:
@@ -220,7 +220,7 @@ def _warm(function, *arguments):
     return function, *arguments
 
 
-def milliseconds(function, *arguments, samples: int = SAMPLES) -> float:
+def milliseconds(function, *arguments) -> float:
     """Median time of a call; many are queued at a time, so that the host's share stays hidden."""
 
     def sample(calls):
@@ -230,9 +230,15 @@ def milliseconds(function, *arguments, samples: int = SAMPLES) -> float:
         jax.block_until_ready(out)
         return (time.perf_counter() - start) / calls * 1e3
 
-    sample(2)
+    return _median(sample)
+
+
+def _median(sample) -> float:
+    """Of samples, each the ms a call that sample(calls) measures."""
     calls = max(CALLS, math.ceil(SAMPLE_MS / sample(CALLS)))
-    return statistics.median(sample(calls) for _ in range(samples))
+    time.sleep(REST_S)
+    sample(2)
+    return statistics.median(sample(calls) for _ in range(SAMPLES))
 
 
 def matmul_tflops(n: int = 8192) -> float:
@@ -284,9 +290,7 @@ def _cudnn_torch(heads, head_dim, max_len):
             torch.cuda.synchronize()
             return (time.perf_counter() - start) / calls * 1e3
 
-        sample(2)
-        calls = max(CALLS, math.ceil(SAMPLE_MS / sample(CALLS)))
-        return statistics.median(sample(calls) for _ in range(SAMPLES))
+        return _median(sample)
 
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         forward = median(lambda: attend(q, k, v))
@@ -301,7 +305,7 @@ def _cudnn_torch(heads, head_dim, max_len):
 CHOICES: dict[str, dict[str, tuple]] = {
     "forward": dict(keys=(64, 128), stages=(2, 3), q_stages=(1, 2, 3), hold=(False, True)),
     "backward": dict(q_stages=(2, 3), do_stages=(1, 2, 3), kv_stages=(2, 3, 4), shared_ds=(False, True)),
-    "dq": dict(keys=(64, 128), stages=(1, 2, 3), v_stages=(1, 2, 3), q_stages=(1, 2)),
+    "dq": dict(q_stages=(1, 2), keys=(64, 128), stages=(1, 2, 3), v_stages=(1, 2, 3)),
 }
 TUNED_ON = {"forward": ("fwd", False), "backward": ("bwd", False), "dq": ("bwd", True)}  # pass, deterministic
 

@@ -28,6 +28,10 @@ BACKWARD_REGISTERS = 240, 24
 LOG2_E = 1.4426950408889634
 PARAMS = plgpu.CompilerParams(
     approx_math=True,
+    # No warpgroup barrier around every store to shared memory (four of a backward step's seven). Safe, since what a
+    # warpgroup stores there other threads read only after `commit_smem` and a barrier, and it stores there again
+    # only after they have arrived at another.
+    unsafe_no_auto_barriers=True,
     lowering_semantics=plgpu.LoweringSemantics.Lane,
     reduction_scratch_bytes=0,  # row reductions of a wgmma accumulator stay inside a warp
 )
@@ -74,6 +78,20 @@ class Problem:
         if self.mask.prefix:
             inside &= row >= self.mask.prefix
         return inside
+
+    def all_hidden(self, item: Item, row, rows: int, key, keys: int):
+        """bool scalar: does none of `rows` queries see any of `keys` keys? May err to False."""
+        outside = (row >= item.q_length) | (key >= item.kv_length)
+        if self.mask is None:
+            return outside
+        low, _ = key_bounds(self.mask, row, item.history, self.has_targets)
+        _, high = key_bounds(self.mask, row + rows - 1, item.history, self.has_targets)
+        hidden = (key + keys <= low) | (key >= high)
+        if self.has_targets:  # they see themselves
+            hidden &= (key + keys <= row) | (key >= row + rows)
+        if self.mask.prefix:
+            hidden &= (row >= self.mask.prefix) & (key >= self.mask.prefix)
+        return outside | hidden
 
     def visible(self, item: Item, query, key):
         """bool, like query and key (positions; WGMMA layout)."""

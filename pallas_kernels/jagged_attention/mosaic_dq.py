@@ -52,6 +52,22 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
         log_sm, delta_sm = sums_sm.at[0], sums_sm.at[1]
         warpgroup = lax.axis_index("warpgroup")
 
+        def free_last_key(before, step):
+            """The previous step's dQ is done: its K is free."""
+            if stages > 1:
+
+                @pl.when(step > 0)
+                def _():
+                    plgpu.barrier_arrive(k_free.at[lax.rem(before + step + stages - 1, stages)])
+
+        def own_steps(item, runs, row):
+            """(first, end) of the steps with keys that this warpgroup's queries see."""
+            edges = [
+                problem.all_hidden(item, row, ROWS, runs.tile(step) * keys, keys) for step in (0, runs.steps - 1)
+            ]
+            first = jnp.where(row >= item.q_length, runs.steps, jnp.where(edges[0], 1, 0))
+            return first, jnp.maximum(first, runs.steps - jnp.where(edges[1], 1, 0))
+
         def score_gradient(item, runs, step, q_slot, own, row, s_acc, dp_acc, before):
             slot = lax.rem(before + step, stages)
             first = runs.tile(step) * keys
@@ -64,12 +80,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
             plgpu.wgmma(dp_acc, do_sm.at[q_slot, own], v_sm.at[v_slot].transpose((1, 0)))
             score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
 
-            if stages > 1:  # the previous step's dQ is done: its K is free
-
-                @pl.when(step > 0)
-                def _():
-                    plgpu.barrier_arrive(k_free.at[lax.rem(before + step + stages - 1, stages)])
-
+            free_last_key(before, step)
             shape = (ROWS, keys)
 
             def by_row(ref):
@@ -119,7 +130,20 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                             plgpu.barrier_arrive(k_free.at[0])
                         return carry
 
-                    lax.fori_loop(0, steps, step_body, ())
+                    def idle(step, carry):
+                        plgpu.barrier_wait(k_full.at[lax.rem(before + step, stages)])
+                        plgpu.barrier_wait(v_full.at[lax.rem(before + step, v_stages)])
+                        plgpu.wgmma_wait(0)
+                        free_last_key(before, step)
+                        if stages == 1:
+                            plgpu.barrier_arrive(k_free.at[0])
+                        plgpu.barrier_arrive(v_free.at[lax.rem(before + step, v_stages)])
+                        return carry
+
+                    first, end = own_steps(item, runs, row)
+                    lax.fori_loop(0, first, idle, ())
+                    lax.fori_loop(first, end, step_body, ())
+                    lax.fori_loop(end, steps, idle, ())
                     plgpu.wgmma_wait(0)
                     if stages > 1:
                         plgpu.barrier_arrive(k_free.at[lax.rem(before + steps - 1, stages)])

@@ -27,8 +27,14 @@ LOWEST = -1e30  # a masked softmax score; finite, so that a tile with no visible
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Tile sizes: keys a step, K/V tiles in flight, Q tiles in flight (3: items overlap), and whether the
-    activation is held to run under this warpgroup's own matmul (see `_Pipe.held`; takes 3 stages to pay)."""
+    """How the kernel runs.
+
+    Attributes:
+      keys: keys a step.
+      stages: K and V tiles in flight.
+      q_stages: Q tiles in flight (3: items overlap).
+      hold: the activation is held to run under this warpgroup's own matmul (see `_Pipe.held`; takes 3 stages to pay).
+    """
 
     keys: int = 128
     stages: int = 2
@@ -316,6 +322,14 @@ class _Pipe:
 
         return pl.run_scoped(run, plgpu.ACC(self.shape, jnp.float32))
 
+    def skip(self, step, carry):
+        """A step of the copy warpgroup's that this one has no rows for."""
+        plgpu.barrier_wait(self.at.k_full.at[self.slot(step)])
+        plgpu.barrier_arrive(self.at.k_free.at[self.slot(step)])
+        self.wait_values(step if self.tiling.hold else step - 1)  # each V once, in turn
+        plgpu.barrier_arrive(self.at.v_free.at[self.slot(step - 1)])
+        return carry
+
     def walk(self, state, following: _Pipe):
         """-> o float32 [ROWS, K], log_sum float32 [ROWS] or None, and the next item's state (see `Tiling.early`)."""
         early = self.tiling.early
@@ -323,7 +337,10 @@ class _Pipe:
             state = self.start()
 
         def loop(out):
-            end = lax.fori_loop(1, self.steps, lambda step, state: self.step(out, state, step), state)
+            idle = self.row >= self.item.q_length  # a sequence's last tile may have rows of one warpgroup only
+            worked = jnp.where(idle, 1, self.steps)
+            end = lax.fori_loop(1, worked, lambda step, state: self.step(out, state, step), state)
+            lax.fori_loop(worked, self.steps, self.skip, ())
             if early:
                 begun = following.start(out, self, end)
             else:

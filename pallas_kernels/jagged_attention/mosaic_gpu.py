@@ -17,8 +17,11 @@ from jax import Array
 from pallas_kernels.jagged_attention import mosaic_backward, mosaic_dq, mosaic_forward, mosaic_wide, tuning
 from pallas_kernels.jagged_attention.mosaic_common import Problem
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
-from pallas_kernels.jagged_attention.plan import TILE, Layout, Plan, padded_rows, plan_of
+from pallas_kernels.jagged_attention.plan import Layout, Plan, padded_rows, plan_of
 
+# Keys a query sees, up to which dQ gets a kernel of its own. Its float32 buffer moves 10 bytes a number (zeroed, read,
+# cast) whatever the mask; the two matmuls more take as long at about 400 keys.
+LOCAL = 512
 HEAD_SIZES = (64, 128, 256)  # smaller heads are padded to 64
 
 
@@ -176,8 +179,11 @@ def _backward(settings, saved, grad):
 
 
 def _is_local(mask) -> bool:
-    """Does a query see so little that the fused dQ's float32 buffer would cost more than its matmuls?"""
-    return mask is not None and mask.block is not None and mask.block <= TILE
+    """Does a query see so little that the fused dQ's float32 buffer would cost more than two matmuls again?"""
+    if mask is None:
+        return False
+    spans = [mask.block, mask.window if mask.causal or mask.window is None else 2 * mask.window]
+    return any(span is not None and span <= LOCAL for span in spans)
 
 
 _attend.defvjp(_forward, _backward)

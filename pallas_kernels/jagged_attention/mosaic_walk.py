@@ -84,6 +84,19 @@ class Walk:
     def row(self, step):
         return head_and_row(self.item, step, self.runs, self.group)[1]
 
+    def own_steps(self):
+        """(first, end) of the steps in which this warpgroup has work; in the others it is idle.
+
+        At a mask's edges a step's queries may see the keys of the other warpgroup only, and the last keys of a
+        sequence may fill one warpgroup.
+        """
+        rows = [self.runs.tile(step) * QUERIES for step in (0, self.steps - 1)]
+        edges = [self.problem.all_hidden(self.item, row, QUERIES, self.key, ROWS) for row in rows]
+        if self.group > 1:  # one head's edges lie between those of others
+            edges = [False, False]
+        first = jnp.where(self.key >= self.item.kv_length, self.steps, jnp.where(edges[0], 1, 0))
+        return first, jnp.maximum(first, self.steps - jnp.where(edges[1], 1, 0))
+
     # loads ------------------------------------------------------------------------------------
 
     def wait_keys(self, name):
@@ -167,12 +180,29 @@ class Walk:
         plgpu.commit_smem()
         plgpu.barrier_arrive(self.at["ds_full"].at[slot])
 
+    def share_no_ds(self, step):
+        self.share_ds(plgpu.layout_cast(jnp.zeros((ROWS, QUERIES), self.dtype), plgpu.Layout.WGMMA), step)
+
+    def add_late_dq(self, step):
+        """dQ of a step whose dS is shared, with no other work beside it."""
+
+        def run(dq_acc):
+            self.wait_ds(step)
+            self.issue_dq(dq_acc, step)
+            self.claim_staging()
+            self.add_dq(plgpu.wgmma_accumulator_load(dq_acc, wait_n=0), step)
+
+        pl.run_scoped(run, self.dq_accumulator())
+
     def wait_ds(self, step):
         plgpu.barrier_wait(self.at["ds_full"].at[lax.rem(self.before + step, 2)])
 
-    def add_dq(self, dq, step):
-        """dQ's tile: this warpgroup's columns of all 64 queries."""
+    def claim_staging(self):
+        """Wait until the last tile of dQ has left shared memory; called under the matmul of the next one."""
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    def add_dq(self, dq, step):
+        """dQ's tile: this warpgroup's columns of all 64 queries, through shared memory that `claim_staging` found free."""
         staged = self.at["dq"].at[self.who(step)]
         staged[...] = dq
         plgpu.commit_smem()
@@ -185,7 +215,9 @@ class Walk:
 
     def plain(self, dk, dv):
         """-> dK and dV, unscaled; dQ inside the step, warpgroups in lockstep."""
+        first, end = self.own_steps()
         self.wait_keys("k")
+        pl.when(first > 0)(lambda: self.wait_keys("v"))
 
         def body(step, carry):
             self.wait("q", self.q_slot(step))
@@ -197,19 +229,33 @@ class Walk:
                 plgpu.barrier_arrive(do_free)
                 return carry
             self.share_ds(ds, step)
-            self.wait_ds(step)
 
             def products(dq_acc):
+                self.issue_dk(dk, ds, step)  # needs nothing of the other warpgroup
+                self.wait_ds(step)
                 self.issue_dq(dq_acc, step)
-                self.issue_dk(dk, ds, step)
-                dq = plgpu.wgmma_accumulator_load(dq_acc, wait_n=1)
-                plgpu.barrier_arrive(do_free)  # dV was issued before dQ, so it is done as well
+                self.claim_staging()
+                dq = plgpu.wgmma_accumulator_load(dq_acc, wait_n=0)
+                plgpu.barrier_arrive(do_free)
                 return dq
 
             self.add_dq(pl.run_scoped(products, self.dq_accumulator()), step)
             return carry
 
-        lax.fori_loop(0, self.steps, body, ())
+        def idle(step, carry):
+            self.wait("q", self.q_slot(step))
+            self.wait("do", self.do_slot(step))
+            plgpu.wgmma_wait(0)
+            self.free_last_q(step)
+            if self.dq_ref is not None:
+                self.share_no_ds(step)
+                self.add_late_dq(step)
+            plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step)])
+            return carry
+
+        lax.fori_loop(0, first, idle, ())
+        lax.fori_loop(first, end, body, ())
+        lax.fori_loop(end, self.steps, idle, ())
         return self.finish(dk, dv)
 
     def scores(self, s_acc, dp_acc, dv, step):
@@ -240,16 +286,6 @@ class Walk:
         """-> dK and dV, unscaled; dQ of a step inside the next one."""
         self.wait_keys("k")
 
-        def late_dq(step):
-            """dQ of a step whose dS is shared, with no other work beside it."""
-
-            def run(dq_acc):
-                self.wait_ds(step)
-                self.issue_dq(dq_acc, step)
-                self.add_dq(plgpu.wgmma_accumulator_load(dq_acc, wait_n=0), step)
-
-            pl.run_scoped(run, self.dq_accumulator())
-
         def first_weights(s_acc, dp_acc):
             self.issue_scores(s_acc, 0)
             self.wait_keys("v")
@@ -266,6 +302,7 @@ class Walk:
             def run(dq_acc):
                 self.wait_ds(step - 1)
                 self.issue_dq(dq_acc, step - 1)
+                self.claim_staging()
                 score = plgpu.wgmma_accumulator_load(s_acc, wait_n=2)
                 # dK of the previous step is done: its Q is free
                 plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step - 1)])
@@ -300,7 +337,7 @@ class Walk:
 
         step_body(0, True)
         lax.fori_loop(1, self.steps, body, ())
-        late_dq(self.steps - 1)
+        self.add_late_dq(self.steps - 1)
         return self.finish(dk, dv)
 
     def finish(self, dk, dv):

@@ -116,6 +116,18 @@ def test_gpu_targets_and_grouped_heads(implementation, kind):
     assert_contract(case, implementation)
 
 
+@pytest.mark.parametrize("kind", ["silu", "softmax"])
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("name", ["causal", "window", "full"])
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.gpu
+def test_gpu_many_tiles_a_program(name, size, kind, deterministic):
+    """Several rounds of the work list: what a tile leaves behind in buffers and barriers meets the next one."""
+    case = Case(GPU_LENGTHS, heads=9, kv_heads=9, size=size, kind=kind, mask=MASKS[name], dtype="bfloat16")
+    assert sum(-(-n // 128) for n in GPU_LENGTHS) * case.heads > 2 * 132
+    assert_contract(case, "mosaic_gpu", deterministic=deterministic)
+
+
 @pytest.mark.gpu
 def test_deterministic_gradients_are_bitwise_equal():
     case = Case(GPU_LENGTHS, size=128, dtype="bfloat16", heads=4, kv_heads=4)

@@ -7,6 +7,7 @@ import pytest
 
 from pallas_kernels.jagged_attention import Mask, make_plan, plan, tiles
 from pallas_kernels.jagged_attention.mask import visible
+from pallas_kernels.jagged_attention.mosaic_common import Item, Problem
 from tests.pallas_kernels.jagged_attention.cases import MASKS
 
 
@@ -33,6 +34,30 @@ def test_tiles_cover_what_is_visible(name, num_targets):
                     assert needed == set(visited)
 
 
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("num_targets", [None, 0, 5, 130])
+def test_hidden_tiles_hold_no_visible_pair(name, num_targets):
+    """A warpgroup skips what `all_hidden` says: never a visible pair, and without targets and prefix all else."""
+    mask, targets = MASKS[name], num_targets is not None
+    problem = Problem("silu", mask, 1.0, 1.0, targets)
+    skipped = 0
+    for length in (1, 65, 300):
+        history = length - min(num_targets or 0, length)
+        place = np.arange(384)
+        seen = np.array(visible(mask, place[:, None], place, history, targets))
+        seen &= (place < length) & (place[:, None] < length)
+        item = Item(*(jnp.int32(x) for x in (0, length, 0, length, history, 0, 0)))
+        for row in range(0, 320, 64):
+            for key in range(0, 320, 64):
+                hidden = bool(problem.all_hidden(item, jnp.int32(row), 64, jnp.int32(key), 64))
+                some = seen[row : row + 64, key : key + 64].any()
+                assert not (hidden and some), (length, row, key)
+                if not targets and not mask.prefix:
+                    assert hidden or some, (length, row, key)
+                skipped += hidden
+    assert skipped
+
+
 @pytest.mark.parametrize("mask", [Mask(), Mask(window=100)])
 def test_plan_has_each_tile_once_and_is_balanced(mask):
     rng = np.random.default_rng(0)
@@ -57,7 +82,7 @@ def test_plan_has_each_tile_once_and_is_balanced(mask):
         assert items == expected and used.sum() == len(expected)
         cost = np.where(used, plan.ITEM_OVERHEAD + rows["row"] + plan.TILE, 0).reshape(-1, programs).sum(0)
         if table is made.by_query and mask.window is None:
-            assert cost.max() < 1.1 * cost.mean()
+            assert cost.max() < 1.02 * cost.mean()
         by_program = used.reshape(-1, programs)
         assert np.all(by_program[:-1] >= by_program[1:])  # a program stops at its first empty column
     gaps = np.asarray(made.q_gaps)
