@@ -12,6 +12,8 @@ from spilling.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -23,6 +25,7 @@ from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Prob
 from pallas_kernels.jagged_attention.mosaic_walk import QUERIES, TILE, Tiling, Walk, head_and_row
 
 
+@functools.partial(jax.jit, static_argnames=("problem", "tiling", "programs"))
 def backward_kv(
     q,
     k,

@@ -4,6 +4,7 @@ backward pass (7 matmuls instead of 5, every sum in a fixed order)."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ class Tiling:
     q_stages: int = 1
 
 
+@functools.partial(jax.jit, static_argnames=("problem", "tiling", "programs"))
 def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tiling: Tiling, programs: int) -> Array:
     """dQ [T, H, K] over the items of `table` (`Plan.by_query`).
 

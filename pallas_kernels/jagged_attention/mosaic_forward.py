@@ -10,6 +10,7 @@ mask. Factors go on the accumulator, not on the scores.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,7 @@ class Tiling:
         return self.q_stages >= 3
 
 
+@functools.partial(jax.jit, static_argnames=("problem", "tiling", "programs"))
 def forward(
     q: Array, k: Array, v: Array, table: Array, gaps: Array, problem: Problem, tiling: Tiling, programs: int
 ) -> tuple[Array, Array | None]:

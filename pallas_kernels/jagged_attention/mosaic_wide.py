@@ -8,6 +8,8 @@ of the second dO tile, and its two halves had nothing to run under.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -23,6 +25,7 @@ NAMES = ("q", "do", "k", "v", "zeros", "p", "ds", "sums")
 BARRIERS = ("k_full", "v_full", "q_full", "do_full", "q_free", "do_free", "kv_free", "tail", "shared")
 
 
+@functools.partial(jax.jit, static_argnames=("problem", "tiling", "programs"))
 def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tiling: Tiling, programs: int, dq_sum=None):
     """dK and dV, as `mosaic_backward.backward_kv` computes them for narrower heads."""
     size, group = q.shape[2], q.shape[1] // k.shape[1]

@@ -10,7 +10,9 @@ import pytest
 from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_attention, seed_attention
 from tests.pallas_kernels.jagged_attention import cases
 from tests.pallas_kernels.jagged_attention.cases import GPU_LENGTHS, LENGTHS, MASKS, Case
+from tests.pallas_kernels.jagged_attention.emulator import emulated
 
+EMULATED = "mosaic_gpu on a CPU"  # see `emulator`
 GPU_BACKENDS = [pytest.param(name, marks=pytest.mark.gpu) for name in ("mosaic_gpu", "triton")]
 
 
@@ -35,9 +37,17 @@ def attention(case: Case, implementation, **more):
     return run
 
 
+def call(run, implementation, *arrays):
+    """run(implementation, *arrays) on a backend, jitted, or in the emulator, which takes concrete arrays."""
+    if implementation == EMULATED:
+        with emulated():
+            return run("mosaic_gpu", *arrays)
+    return jax.jit(functools.partial(run, implementation))(*arrays)
+
+
 def assert_contract(case: Case, implementation, **more):
     arrays = case.arrays()
-    got = jax.jit(attention(case, implementation, **more))(*arrays)
+    got = call(lambda name, *arrays: attention(case, name, **more)(*arrays), implementation, *arrays)
     truth = cases.in_float64(attention(case, "reference"), *arrays)
     limit = cases.tolerance(case.dtype, case.longest)
     for name, value, expected in zip(("o", "dq", "dk", "dv"), got, truth, strict=True):
@@ -90,6 +100,35 @@ def test_xla_maps_over_sequences_when_scores_are_large(monkeypatch):
     assert_contract(Case(max_len=130), "xla")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=() if (kind, name) in QUICK else pytest.mark.slow)
+        for kind in ("silu", "softmax")
+        for name in MASKS
+    ],
+)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_emulated_masks(deterministic, name, kind):
+    case = Case(size=128, kind=kind, mask=MASKS[name], dtype="bfloat16")
+    assert_contract(case, EMULATED, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("kind", ["silu", "softmax"])
+@pytest.mark.parametrize("size", [pytest.param(32, marks=pytest.mark.slow), 64, 256])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_emulated_sizes(deterministic, size, kind):
+    assert_contract(Case(size=size, kind=kind, dtype="float16"), EMULATED, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("kind", ["silu", "softmax"])
+@pytest.mark.parametrize("size", [64, 128])
+def test_emulated_targets_and_grouped_heads(size, kind):
+    mask = Mask(window=40, prefix=3)
+    case = Case(heads=4, kv_heads=2, size=size, kind=kind, mask=mask, num_targets=9, dtype="bfloat16")
+    assert_contract(case, EMULATED)
+
+
 @pytest.mark.parametrize("kind", ["silu", "softmax"])
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("size", [64, 128])
@@ -140,7 +179,7 @@ def test_deterministic_gradients_are_bitwise_equal():
         assert all(x.tobytes() == y.tobytes() for x, y in zip(first, again, strict=True))
 
 
-CROSS = ["xla", *GPU_BACKENDS]
+CROSS = ["xla", EMULATED, *GPU_BACKENDS]
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu", "softmax"])
@@ -168,7 +207,7 @@ def test_gdpa(implementation, activation):
         out, pull = jax.vjp(forward, q, k, v)
         return out, *pull(do.astype(out.dtype))
 
-    got = jax.jit(functools.partial(run, implementation))(q, k, v, do)
+    got = call(run, implementation, q, k, v, do)
     truth = cases.in_float64(functools.partial(run, "reference"), q, k, v, do)
     _assert_close(got, truth, cases.tolerance(dtype, 129))
     assert np.all(np.asarray(got[0], np.float32)[~case.valid()] == 0)
@@ -202,7 +241,7 @@ def test_seed_attention(implementation, shared, kind):
         out, pull = jax.vjp(forward, q, k, v)
         return out, *pull(do.astype(out.dtype))
 
-    got = jax.jit(functools.partial(run, implementation))(q, k, v, do)
+    got = call(run, implementation, q, k, v, do)
     truth = cases.in_float64(functools.partial(run, "reference"), q, k, v, do)
     # shared seeds: the gradient also sums over the examples, in the narrow dtype
     _assert_close(got, truth, cases.tolerance(dtype, 129) * (2 if shared else 1))
