@@ -64,9 +64,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
 
         def own_steps(item, runs, row):
             """(first, end) of the steps with keys that this warpgroup's queries see."""
-            edges = [
-                problem.all_hidden(item, row, ROWS, runs.tile(step) * keys, keys) for step in (0, runs.steps - 1)
-            ]
+            edges = [problem.all_hidden(item, row, ROWS, runs.tile(step) * keys, keys) for step in (0, runs.steps - 1)]
             first = jnp.where(row >= item.q_length, runs.steps, jnp.where(edges[0], 1, 0))
             return first, jnp.maximum(first, runs.steps - jnp.where(edges[1], 1, 0))
 

@@ -122,7 +122,7 @@ def test_emulated_sizes(deterministic, size, kind):
 
 
 @pytest.mark.parametrize("kind", ["silu", "softmax"])
-@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("size", [64, pytest.param(128, marks=pytest.mark.slow)])
 def test_emulated_targets_and_grouped_heads(size, kind):
     mask = Mask(window=40, prefix=3)
     case = Case(heads=4, kv_heads=2, size=size, kind=kind, mask=mask, num_targets=9, dtype="bfloat16")

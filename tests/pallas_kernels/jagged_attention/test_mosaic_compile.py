@@ -25,12 +25,12 @@ pytestmark = [
 
 # bytes of spills ptxas may report: what there is sits outside the loops over tiles
 LIMITS = {
-    ("silu", 64): 32,
-    ("silu", 128): 96,
+    ("silu", 64): 16,
+    ("silu", 128): 64,
     ("silu", 256): 32,
-    ("softmax", 64): 32,
-    ("softmax", 128): 128,
-    ("softmax", 256): 64,
+    ("softmax", 64): 16,
+    ("softmax", 128): 96,
+    ("softmax", 256): 32,
 }
 
 
@@ -40,6 +40,25 @@ LIMITS = {
     + [("silu", 128, False, "NVIDIA H100 80GB HBM3")],
 )
 def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic, gpu):
+    output = _compile(kind, size, deterministic, gpu)
+    for code in ("C7510", "C7511", "C7512", "C7513", "C7514", "C7517"):
+        assert code not in output, f"ptxas serialises wgmma ({code})"
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", output)]
+    assert spills and max(spills) <= LIMITS[kind, size], spills
+
+
+def test_layers_share_work_list_and_compiled_kernels():
+    """Without `plan=`, and without anything said: XLA merges the equal lists, jax traces a kernel once."""
+    one, three = (_compile("silu", 128, False, "NVIDIA H200", layers) for layers in (1, 3))
+    assert three.count("Compiling entry function") == one.count("Compiling entry function") == 2
+    assert _fusions(three) <= _fusions(one) + 2  # one list and not three; XLA may cut it otherwise
+
+
+def _fusions(output) -> int:
+    return int(re.findall(r"work list fusions: (\d+)", output)[0])
+
+
+def _compile(kind, size, deterministic, gpu, layers=1) -> str:
     tools = pathlib.Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -48,11 +67,9 @@ def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic, gpu):
         "CUDA_TOOLS": str(tools),
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), *sys.path]),
     }
-    command = [sys.executable, str(HERE / "compile_for_hopper.py"), kind, str(size), str(int(deterministic)), gpu]
+    options = [kind, str(size), str(int(deterministic)), gpu, str(layers)]
+    command = [sys.executable, str(HERE / "compile_for_hopper.py"), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-2000:]
-    for code in ("C7510", "C7511", "C7512", "C7513", "C7514", "C7517"):
-        assert code not in output, f"ptxas serialises wgmma ({code})"
-    spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", output)]
-    assert spills and max(spills) <= LIMITS[kind, size], spills
+    return output
