@@ -304,7 +304,7 @@ def _cudnn_torch(heads, head_dim, max_len):
 # values worth trying of each field, and where a kernel's tiling is; what does not fit is skipped
 CHOICES: dict[str, dict[str, tuple]] = {
     "forward": dict(keys=(64, 128), stages=(2, 3), q_stages=(1, 2, 3), hold=(False, True)),
-    "backward": dict(q_stages=(2, 3), do_stages=(1, 2, 3), kv_stages=(2, 3, 4), shared_ds=(False, True)),
+    "backward": dict(q_stages=(2, 3), do_stages=(1, 2, 3), kv_stages=(2, 3, 4), turns=(False, True)),
     "dq": dict(q_stages=(1, 2), keys=(64, 128), stages=(1, 2, 3), v_stages=(1, 2, 3)),
 }
 TUNED_ON = {"forward": ("fwd", False), "backward": ("bwd", False), "dq": ("bwd", True)}  # pass, deterministic

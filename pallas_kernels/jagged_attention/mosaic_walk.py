@@ -27,6 +27,7 @@ class Tiling:
       late: compute dQ of a step in the next one, under its activation (K of 64: there the other
         matmuls are too short to hide it).
       shared_ds: take dS of dK = dS Q from shared memory, not registers (fewer registers; fused only).
+      turns: the warpgroups take turns to compute dQ (see `mosaic_turns`; fused only, with shared_ds, in place of late).
     """
 
     q_stages: int = 2
@@ -34,10 +35,11 @@ class Tiling:
     kv_stages: int = 2
     late: bool = False
     shared_ds: bool = False
+    turns: bool = False
 
     def unfused(self) -> Tiling:
         """The same stages without what only the fused kernel has."""
-        return dataclasses.replace(self, late=False, shared_ds=False)
+        return dataclasses.replace(self, late=False, shared_ds=False, turns=False)
 
 
 def head_and_row(item, step, runs, group):
@@ -268,12 +270,16 @@ class Walk:
 
         self.wait("do", self.do_slot(step))
         self.issue_dp(dp_acc, step)
+        self.under_scores(step)
         score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
         self.free_last_q(step)
         weights, kept = self.weigh(score, step)
         self.issue_dv(dv, weights, step)
         dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
         return self.score_gradient(dp, kept, step)
+
+    def under_scores(self, step):
+        """What else is to be done while S and dP run."""
 
     def free_last_q(self, step):
         """The previous step's dK is done: its Q is free."""

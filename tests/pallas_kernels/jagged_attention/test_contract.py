@@ -1,5 +1,6 @@
 """What every backend must do: values and gradients against the float64 reference, padding untouched."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_attention, seed_attention
+from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_attention, seed_attention, tuning
 from tests.pallas_kernels.jagged_attention import cases
 from tests.pallas_kernels.jagged_attention.cases import GPU_LENGTHS, LENGTHS, MASKS, Case
 from tests.pallas_kernels.jagged_attention.emulator import emulated
@@ -127,6 +128,15 @@ def test_emulated_targets_and_grouped_heads(size, kind):
     mask = Mask(window=40, prefix=3)
     case = Case(heads=4, kv_heads=2, size=size, kind=kind, mask=mask, num_targets=9, dtype="bfloat16")
     assert_contract(case, EMULATED)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("silu", 128), ("softmax", 64)])
+@pytest.mark.parametrize("mask", [Mask(), Mask(window=600, prefix=3)])
+def test_emulated_turns(mask, kind, size):
+    """dQ in turns, which no tuning file asks for yet."""
+    forward, backward, dq = tuning.tilings(tuning.DEFAULT, size)
+    with tuning.trial((forward, dataclasses.replace(backward, turns=True), dq)):
+        assert_contract(Case((0, 65, 300), size=size, kind=kind, mask=mask, dtype="bfloat16"), EMULATED)
 
 
 @pytest.mark.parametrize("kind", ["silu", "softmax"])
