@@ -171,7 +171,9 @@ def _backward(settings, saved, grad):
         dk, dv = backward_kv(*inputs, *by_key, tilings[1].unfused(), programs)
         dq = mosaic_dq.backward_q(*inputs, *by_query, tilings[2], programs)
     else:
-        dq_sum = jax.new_ref(jnp.zeros(q.shape, jnp.float32))
+        # Zero only once the gradient is there: else XLA zeroes the buffers of all layers together, at the start.
+        zero, _ = jax.lax.optimization_barrier((jnp.float32(0), grad))
+        dq_sum = jax.new_ref(jnp.broadcast_to(zero, q.shape))
         dk, dv = mosaic_backward.backward_kv(*inputs, *by_key, tilings[1], programs, dq_sum)
         dq = (dq_sum[...] * (problem.scale / problem.divide_by)).astype(q.dtype)
     none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, plan))

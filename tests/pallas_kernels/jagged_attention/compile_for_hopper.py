@@ -1,5 +1,5 @@
-"""Compile forward and backward of some layers for an H200 without a GPU; ptxas reports on stderr, the number of XLA's
-fusions that make work lists on stdout. See the test beside it."""
+"""Compile forward and backward of some layers for an H200 without a GPU; ptxas reports on stderr; on stdout are the
+temporary memory and the number of XLA's fusions that make work lists. See the test beside it."""
 
 import os
 import sys
@@ -56,7 +56,9 @@ def main(kind: str, size: int, deterministic: bool, gpu: str, layers: int):
     rows = jax.ShapeDtypeStruct((16384, 512 // size, size), jnp.bfloat16, sharding=sharding)
     batch = jax.ShapeDtypeStruct((8,), jnp.int32, sharding=sharding)
     traced = jax.jit(both_passes).trace(*[rows] * 4, batch, batch)
-    text = traced.lower(lowering_platforms=("cuda",)).compile().as_text()
+    compiled = traced.lower(lowering_platforms=("cuda",)).compile()
+    text = compiled.as_text()
+    print("temporary bytes:", compiled.memory_analysis().temp_size_in_bytes)
     entry = text[text.index("ENTRY") :].splitlines()
     print("work list fusions:", sum("plan_of" in line and " fusion(" in line for line in entry))
 
