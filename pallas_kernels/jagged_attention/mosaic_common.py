@@ -181,6 +181,20 @@ def linked_item_loop(table, problem: Problem, programs: int, steps_of, begin, bo
         lax.while_loop(lambda carry: carry[0].steps > 0, step, (first, begin(first)))
 
 
+def working_steps(steps, nothing, first_hidden, last_hidden):
+    """(first, end) of the steps in which a warpgroup has work; in the others it only keeps the barriers going.
+
+    At a mask's edges a step may be the other warpgroup's alone, and the last rows of a sequence may fill one.
+
+    Args:
+      steps: of the item, for both.
+      nothing: has this warpgroup no rows in the sequence?
+      first_hidden, last_hidden: does it see nothing in the first, in the last step?
+    """
+    first = jnp.where(nothing, steps, jnp.where(first_hidden, 1, 0))
+    return first, jnp.maximum(first, steps - jnp.where(last_hidden, 1, 0))
+
+
 def hidden_zero(item: Item):
     """0 that the compiler cannot see. Addresses that include it are recomputed where they are used;
     otherwise dozens of shared-memory descriptors are hoisted out of the loops and spilled (444 bytes of

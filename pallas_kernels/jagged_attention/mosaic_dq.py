@@ -63,10 +63,8 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                     plgpu.barrier_arrive(k_free.at[lax.rem(before + step + stages - 1, stages)])
 
         def own_steps(item, runs, row):
-            """(first, end) of the steps with keys that this warpgroup's queries see."""
             edges = [problem.all_hidden(item, row, ROWS, runs.tile(step) * keys, keys) for step in (0, runs.steps - 1)]
-            first = jnp.where(row >= item.q_length, runs.steps, jnp.where(edges[0], 1, 0))
-            return first, jnp.maximum(first, runs.steps - jnp.where(edges[1], 1, 0))
+            return common.working_steps(runs.steps, row >= item.q_length, *edges)
 
         def score_gradient(item, runs, step, q_slot, own, row, s_acc, dp_acc, before):
             slot = lax.rem(before + step, stages)

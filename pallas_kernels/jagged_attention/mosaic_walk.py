@@ -87,17 +87,11 @@ class Walk:
         return head_and_row(self.item, step, self.runs, self.group)[1]
 
     def own_steps(self):
-        """(first, end) of the steps in which this warpgroup has work; in the others it is idle.
-
-        At a mask's edges a step's queries may see the keys of the other warpgroup only, and the last keys of a
-        sequence may fill one warpgroup.
-        """
         rows = [self.runs.tile(step) * QUERIES for step in (0, self.steps - 1)]
         edges = [self.problem.all_hidden(self.item, row, QUERIES, self.key, ROWS) for row in rows]
         if self.group > 1:  # one head's edges lie between those of others
             edges = [False, False]
-        first = jnp.where(self.key >= self.item.kv_length, self.steps, jnp.where(edges[0], 1, 0))
-        return first, jnp.maximum(first, self.steps - jnp.where(edges[1], 1, 0))
+        return common.working_steps(self.steps, self.key >= self.item.kv_length, *edges)
 
     # loads ------------------------------------------------------------------------------------
 
