@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import time
 import types
 from typing import Any
 
@@ -37,7 +38,8 @@ from pallas_kernels.jagged_attention import (
 )
 
 PATIENCE_S = 20.0
-_here = threading.local()  # of the running thread: axes, matmuls, copies, waits
+slow: int | None = None  # a thread that dawdles at each barrier, to bring out what another does too early
+_here = threading.local()  # of the running thread: its number, axes, matmuls, copies, waits
 
 
 class Ref:
@@ -164,6 +166,8 @@ class Barrier:
                 self.changed.notify_all()
 
     def wait(self, number):
+        if _here.thread == slow:
+            time.sleep(3e-4)
         waits = _here.waits.get((self, number), 0)
         _here.waits[self, number] = waits + 1
         with self.changed:
@@ -311,7 +315,7 @@ def _run_threads(body, refs, axes, thread_name, num_threads):
     errors = []
 
     def run(number):
-        _here.axes = axes | {thread_name: number}
+        _here.axes, _here.thread = axes | {thread_name: number}, number
         _here.matmuls, _here.copies, _here.waits = [], [], {}
         try:
             body(*refs)

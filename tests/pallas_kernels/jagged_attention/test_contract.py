@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_attention, seed_attention, tuning
-from tests.pallas_kernels.jagged_attention import cases
+from tests.pallas_kernels.jagged_attention import cases, emulator
 from tests.pallas_kernels.jagged_attention.cases import GPU_LENGTHS, LENGTHS, MASKS, Case
 from tests.pallas_kernels.jagged_attention.emulator import emulated
 
@@ -128,6 +128,16 @@ def test_emulated_targets_and_grouped_heads(size, kind):
     mask = Mask(window=40, prefix=3)
     case = Case(heads=4, kv_heads=2, size=size, kind=kind, mask=mask, num_targets=9, dtype="bfloat16")
     assert_contract(case, EMULATED)
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+@pytest.mark.parametrize("turns", [False, True])
+def test_emulated_with_a_slow_thread(turns, slow, monkeypatch):
+    monkeypatch.setattr(emulator, "slow", slow)
+    for size in (64, 128):
+        forward, backward, dq = tuning.tilings(tuning.DEFAULT, size)
+        with tuning.trial((forward, dataclasses.replace(backward, turns=turns), dq)):
+            assert_contract(Case((0, 65, 300), size=size, kind="softmax", dtype="bfloat16"), EMULATED)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("silu", 128), ("softmax", 64)])
