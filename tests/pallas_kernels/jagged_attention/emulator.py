@@ -37,7 +37,7 @@ from pallas_kernels.jagged_attention import (
     tuning,
 )
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 slow: int | None = None  # a thread that dawdles at each barrier, to bring out what another does too early
 _here = threading.local()  # of the running thread: its number, axes, matmuls, copies, waits
 
