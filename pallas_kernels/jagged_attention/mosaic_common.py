@@ -195,6 +195,21 @@ def working_steps(steps, nothing, first_hidden, last_hidden):
     return first, jnp.maximum(first, steps - jnp.where(last_hidden, 1, 0))
 
 
+def loop_over_steps(steps, first, end, work, idle):
+    """work(step) from `first` to `end`, idle(step) before and after: three loops, so that the middle one has no branch."""
+
+    def plain(action):
+        def body(step, carry):
+            action(step)
+            return carry
+
+        return body
+
+    lax.fori_loop(0, first, plain(idle), ())
+    lax.fori_loop(first, end, plain(work), ())
+    lax.fori_loop(end, steps, plain(idle), ())
+
+
 def hidden_zero(item: Item):
     """0 that the compiler cannot see. Addresses that include it are recomputed where they are used;
     otherwise dozens of shared-memory descriptors are hoisted out of the loops and spilled (444 bytes of

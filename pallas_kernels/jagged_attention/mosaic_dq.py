@@ -117,7 +117,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                 plgpu.barrier_wait(q_full.at[q_slot])
 
                 def loop(dq_acc):
-                    def step_body(step, carry):
+                    def work(step):
                         acc = plgpu.ACC((ROWS, keys), jnp.float32)
                         ds = pl.run_scoped(
                             lambda s, dp: score_gradient(item, runs, step, q_slot, own, row, s, dp, before), acc, acc
@@ -126,9 +126,8 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                         if stages == 1:
                             plgpu.wgmma_wait(0)
                             plgpu.barrier_arrive(k_free.at[0])
-                        return carry
 
-                    def idle(step, carry):
+                    def idle(step):
                         plgpu.barrier_wait(k_full.at[lax.rem(before + step, stages)])
                         plgpu.barrier_wait(v_full.at[lax.rem(before + step, v_stages)])
                         plgpu.wgmma_wait(0)
@@ -136,12 +135,9 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                         if stages == 1:
                             plgpu.barrier_arrive(k_free.at[0])
                         plgpu.barrier_arrive(v_free.at[lax.rem(before + step, v_stages)])
-                        return carry
 
                     first, end = own_steps(item, runs, row)
-                    lax.fori_loop(0, first, idle, ())
-                    lax.fori_loop(first, end, step_body, ())
-                    lax.fori_loop(end, steps, idle, ())
+                    common.loop_over_steps(steps, first, end, work, idle)
                     plgpu.wgmma_wait(0)
                     if stages > 1:
                         plgpu.barrier_arrive(k_free.at[lax.rem(before + steps - 1, stages)])

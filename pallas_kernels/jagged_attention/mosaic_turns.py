@@ -28,11 +28,8 @@ class TurnsWalk(Walk):
 
     def in_turns(self, dk, dv):
         """-> dK and dV, unscaled."""
-        first, end = self.own_steps()
-        self.wait_keys("k")
-        pl.when(first > 0)(lambda: self.wait_keys("v"))
 
-        def body(step, carry):
+        def work(step):
             self.wait("q", self.q_slot(step))
             ds = pl.run_scoped(lambda s, dp: self.scores(s, dp, dv, step), self.score, self.score)
             self.wait_ds_free(step)
@@ -41,23 +38,16 @@ class TurnsWalk(Walk):
             plgpu.wgmma_wait(1)
             plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step)])
             self.last_dq(step)
-            return carry
 
-        def idle(step, carry):
-            self.wait("q", self.q_slot(step))
-            self.wait("do", self.do_slot(step))
-            plgpu.wgmma_wait(0)
-            self.free_last_q(step)
+        def idle(step):
+            self.pass_by(step)
             self.under_scores(step)
             self.wait_ds_free(step)
             self.share_no_ds(step)
             plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step)])
             self.last_dq(step)
-            return carry
 
-        lax.fori_loop(0, first, idle, ())
-        lax.fori_loop(first, end, body, ())
-        lax.fori_loop(end, self.steps, idle, ())
+        self.over_steps(work, idle)
         last = self.steps - 1
         pl.when(self.own_turn(last))(lambda: self.whole_dq(last))
         pl.when((last > 0) | self.own_turn(last))(self.free_staging)  # which it used in this step or the one before

@@ -209,13 +209,24 @@ class Walk:
 
     # the two loops ----------------------------------------------------------------------------
 
-    def plain(self, dk, dv):
-        """-> dK and dV, unscaled; dQ inside the step, warpgroups in lockstep."""
+    def over_steps(self, work, idle):
+        """work(step) in the steps that are this warpgroup's, idle(step) in the others."""
         first, end = self.own_steps()
         self.wait_keys("k")
-        pl.when(first > 0)(lambda: self.wait_keys("v"))
+        pl.when(first > 0)(lambda: self.wait_keys("v"))  # else the first step's work does
+        common.loop_over_steps(self.steps, first, end, work, idle)
 
-        def body(step, carry):
+    def pass_by(self, step):
+        """Wait for the loads of an idle step, and give back the Q of the step before."""
+        self.wait("q", self.q_slot(step))
+        self.wait("do", self.do_slot(step))
+        plgpu.wgmma_wait(0)
+        self.free_last_q(step)
+
+    def plain(self, dk, dv):
+        """-> dK and dV, unscaled; dQ inside the step, warpgroups in lockstep."""
+
+        def work(step):
             self.wait("q", self.q_slot(step))
             ds = pl.run_scoped(lambda s, dp: self.scores(s, dp, dv, step), self.score, self.score)
             do_free = self.at["do_free"].at[self.do_slot(step)]
@@ -223,7 +234,7 @@ class Walk:
                 self.issue_dk(dk, ds, step)
                 plgpu.wgmma_wait(1)
                 plgpu.barrier_arrive(do_free)
-                return carry
+                return
             self.share_ds(ds, step)
 
             def products(dq_acc):
@@ -236,22 +247,15 @@ class Walk:
                 return dq
 
             self.add_dq(pl.run_scoped(products, self.dq_accumulator()), step)
-            return carry
 
-        def idle(step, carry):
-            self.wait("q", self.q_slot(step))
-            self.wait("do", self.do_slot(step))
-            plgpu.wgmma_wait(0)
-            self.free_last_q(step)
+        def idle(step):
+            self.pass_by(step)
             if self.dq_ref is not None:
                 self.share_no_ds(step)
                 self.add_late_dq(step)
             plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step)])
-            return carry
 
-        lax.fori_loop(0, first, idle, ())
-        lax.fori_loop(first, end, body, ())
-        lax.fori_loop(end, self.steps, idle, ())
+        self.over_steps(work, idle)
         return self.finish(dk, dv)
 
     def scores(self, s_acc, dp_acc, dv, step):
