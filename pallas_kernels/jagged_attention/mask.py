@@ -87,7 +87,9 @@ def block_start(block: int, place):
 def visible(mask: Mask, query, key, num_history, has_targets: bool = True) -> Array:
     """bool: does `query` see `key`? Both are positions inside one sequence (not checked here)."""
     low, high = key_bounds(mask, query, num_history, has_targets)
-    seen = (key >= low) & (key < high)
+    seen = key < high
+    if mask.window is not None or mask.block is not None:  # else low is 0; a comparison per score would show
+        seen &= key >= low
     if has_targets:
         seen |= query == key
     if mask.prefix:

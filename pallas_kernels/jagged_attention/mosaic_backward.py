@@ -22,7 +22,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.jagged_attention import mosaic_common as common
 from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem
-from pallas_kernels.jagged_attention.mosaic_turns import TurnsWalk
 from pallas_kernels.jagged_attention.mosaic_walk import QUERIES, TILE, Tiling, Walk, head_and_row
 
 
@@ -56,11 +55,10 @@ def backward_kv(
     size, group = q.shape[2], q.shape[1] // k.shape[1]
     fused, softmax = dq_sum is not None, problem.kind == "softmax"
     q_stages, do_stages = tiling.q_stages, tiling.do_stages
-    writers = 1 if tiling.turns else WARPGROUPS  # of a step's dQ
-    own_columns = size // writers
+    own_columns = size // WARPGROUPS
     swizzle = 64 if fused and own_columns == 32 else 128  # K is sliced in whole swizzle tiles
     transforms = common.tiled(q.dtype, swizzle)
-    names = _barrier_names(fused, tiling.turns)
+    names = _barrier_names(fused)
     # where the sums leave room, the copy warpgroup gets what keeps it from spilling
     registers = common.FORWARD_REGISTERS if size == 64 else common.BACKWARD_REGISTERS
 
@@ -87,13 +85,8 @@ def backward_kv(
             plgpu.set_max_registers(registers[0], action="increase")
 
             def body(visit):
-                arguments = problem, tiling, visit, runs_of(visit.item), group, dq_ref, scratch
-                if tiling.turns:
-                    walk = TurnsWalk(*arguments)
-                    loop = walk.in_turns
-                else:
-                    walk = Walk(*arguments)
-                    loop = walk.late if tiling.late else walk.plain
+                walk = Walk(problem, tiling, visit, runs_of(visit.item), group, dq_ref, scratch)
+                loop = walk.late if tiling.late else walk.plain
                 accumulator = plgpu.ACC((ROWS, size), jnp.float32)
                 walk.store(pl.run_scoped(loop, accumulator, accumulator), outs)
 
@@ -120,7 +113,7 @@ def backward_kv(
     if fused:
         memory += [
             smem(2, TILE, QUERIES),
-            smem(writers, QUERIES, own_columns, dtype=jnp.float32, swizzle=common.tiled(jnp.float32)),
+            smem(WARPGROUPS, QUERIES, own_columns, dtype=jnp.float32, swizzle=common.tiled(jnp.float32)),
         ]
     copies = 1 + softmax
     barriers = [
@@ -137,8 +130,6 @@ def backward_kv(
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=2),
             plgpu.Barrier(num_arrivals=WARPGROUPS),
         ]
-    if tiling.turns:
-        barriers += [plgpu.Barrier(num_barriers=2), plgpu.Barrier(num_barriers=WARPGROUPS)]
     arguments = [q, k, v, do] + [log_sum, delta] * softmax + [table, gaps] + [dq_sum] * fused
     return plgpu.kernel(
         jagged_attention_backward,
@@ -156,9 +147,9 @@ def _memory_names(fused, softmax):
     return ["q", "do", "kv", "zeros"] + ["sums"] * softmax + ["ds", "dq"] * fused
 
 
-def _barrier_names(fused, turns):
+def _barrier_names(fused):
     names = ["kv_full", "q_full", "do_full", "q_free", "do_free", "kv_free", "tail"]
-    return names + ["ds_full", "k_read"] * fused + ["ds_free", "staging_free"] * turns
+    return names + ["ds_full", "k_read"] * fused
 
 
 def _copy_item(tiles_of, scratch, visit, runs, group, tiling):

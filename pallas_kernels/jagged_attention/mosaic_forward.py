@@ -357,6 +357,15 @@ class _Pipe:
         top, total = sums
         return out / self.by_row(total, out.shape), top + jnp.log(total) * common.LOG2_E, begun
 
+    def inside(self, out):
+        """out in the dtype of q, with 0 in the rows beyond the sequence."""
+
+        def cut():
+            inside = common.iota(out.shape, 0, self.row) < self.item.q_length
+            return jnp.where(inside, out, 0.0).astype(self.dtype)
+
+        return lax.cond(self.row + ROWS <= self.item.q_length, lambda: out.astype(self.dtype), cut)
+
     def store(self, out, log_sum, refs):
         """Write this warpgroup's rows through its Q buffer."""
         item, early = self.item, self.tiling.early
@@ -366,8 +375,7 @@ class _Pipe:
             pl.when(self.number > 0)(
                 lambda: plgpu.barrier_arrive(self.at.q_free.at[lax.rem(self.number + stages - 1, stages)])
             )
-        inside = common.iota((ROWS, self.size), 0, self.row) < item.q_length
-        self.q[...] = jnp.where(inside, out, 0.0).astype(self.dtype)
+        self.q[...] = self.inside(out)
         sums = self.at.sums.at[self.warpgroup]
         if log_sum is not None:
             sums[...] = log_sum

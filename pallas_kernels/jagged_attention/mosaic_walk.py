@@ -27,7 +27,6 @@ class Tiling:
       late: compute dQ of a step in the next one, under its activation (K of 64: there the other
         matmuls are too short to hide it).
       shared_ds: take dS of dK = dS Q from shared memory, not registers (fewer registers; fused only).
-      turns: the warpgroups take turns to compute dQ (see `mosaic_turns`; fused only, with shared_ds, in place of late).
     """
 
     q_stages: int = 2
@@ -35,11 +34,15 @@ class Tiling:
     kv_stages: int = 2
     late: bool = False
     shared_ds: bool = False
-    turns: bool = False
+
+    @property
+    def two_items(self) -> bool:
+        """Do K and V of two items have room, so that this item's results may leave while the next one runs?"""
+        return self.late and self.kv_stages >= 4
 
     def unfused(self) -> Tiling:
         """The same stages without what only the fused kernel has."""
-        return dataclasses.replace(self, late=False, shared_ds=False, turns=False)
+        return dataclasses.replace(self, late=False, shared_ds=False)
 
 
 def head_and_row(item, step, runs, group):
@@ -58,9 +61,8 @@ class Walk:
         item = visit.item
         self.problem, self.tiling, self.item = problem, tiling, item
         self.steps, self.before, self.runs, self.group = visit.steps, visit.before, runs, group
-        self.kv_slots = {
-            name: lax.rem(2 * visit.number + place, tiling.kv_stages) for place, name in enumerate(("k", "v"))
-        }
+        self.number = visit.number
+        self.kv_slots = {"k": self.kv_slot(0), "v": self.kv_slot(1)}
         self.dq_ref, self.at = dq_ref, scratch
         self.zero = common.hidden_zero(item)
         self.warpgroup = lax.axis_index("warpgroup") + self.zero
@@ -69,6 +71,10 @@ class Walk:
         self.queries, self.first_query = QUERIES, 0  # whose scores this warpgroup computes, in a step's tile
         self.score = plgpu.ACC((ROWS, QUERIES), jnp.float32)
         self.size = scratch["q"].shape[-1]
+
+    def kv_slot(self, place):
+        """In the ring in which K and V of successive items take turns; negative places are of the item before."""
+        return lax.rem(2 * self.number + place + self.tiling.kv_stages, self.tiling.kv_stages)
 
     def q_slot(self, step):
         return lax.rem(self.before + step + self.tiling.q_stages, self.tiling.q_stages)
@@ -268,16 +274,12 @@ class Walk:
 
         self.wait("do", self.do_slot(step))
         self.issue_dp(dp_acc, step)
-        self.under_scores(step)
         score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
         self.free_last_q(step)
         weights, kept = self.weigh(score, step)
         self.issue_dv(dv, weights, step)
         dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
         return self.score_gradient(dp, kept, step)
-
-    def under_scores(self, step):
-        """What else is to be done while S and dP run."""
 
     def free_last_q(self, step):
         """The previous step's dK is done: its Q is free."""
@@ -340,6 +342,9 @@ class Walk:
             return carry
 
         step_body(0, True)
+        if self.tiling.two_items:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            pl.when(self.number > 0)(lambda: self.free_keys(self.kv_slot(-2), self.kv_slot(-1)))
         lax.fori_loop(1, self.steps, body, ())
         self.add_late_dq(self.steps - 1)
         return self.finish(dk, dv)
@@ -362,6 +367,10 @@ class Walk:
         plgpu.commit_smem()
         for tile, out in zip(staged, outs, strict=True):
             common.store_rows(tile, out.at[:, item.head], item.kv_start + self.key, valid, ROWS)
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        for slot in self.kv_slots.values():
+        if not self.tiling.two_items:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            self.free_keys(*self.kv_slots.values())
+
+    def free_keys(self, *slots):
+        for slot in slots:
             plgpu.barrier_arrive(self.at["kv_free"].at[slot])

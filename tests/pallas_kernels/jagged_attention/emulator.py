@@ -31,7 +31,6 @@ from pallas_kernels.jagged_attention import (
     mosaic_dq,
     mosaic_forward,
     mosaic_gpu,
-    mosaic_turns,
     mosaic_walk,
     mosaic_wide,
     tuning,
@@ -375,7 +374,7 @@ SHIMS: dict[str, Any] = dict(
         optimization_barrier=lambda x: x,
     ),
 )
-MODULES = (mosaic_common, mosaic_forward, mosaic_backward, mosaic_walk, mosaic_turns, mosaic_dq, mosaic_wide)
+MODULES = (mosaic_common, mosaic_forward, mosaic_backward, mosaic_walk, mosaic_dq, mosaic_wide)
 JITTED = (
     (mosaic_forward, "forward"),
     (mosaic_backward, "backward_kv"),
