@@ -191,7 +191,8 @@ class _Pipe:
     """One warpgroup's walk over the key tiles of an item.
 
     `state` is what a step hands to the next one: its weights (dtype of q) and, for softmax, the row maxima
-    and sums so far.
+    and sums so far. `q` are its queries where registers have room for them (K of 64), else (): they are then read from
+    shared memory in every step.
     """
 
     def __init__(self, problem: Problem, tiling: Tiling, at: _Scratch, visit: common.Visit, runs):
@@ -213,9 +214,12 @@ class _Pipe:
 
     # pieces of a step -------------------------------------------------------------------------
 
-    def issue_scores(self, scores, step):
+    def load_q(self):
+        return plgpu.load(self.q, layout=plgpu.Layout.WGMMA) if self.size == 64 else ()
+
+    def issue_scores(self, scores, q, step):
         slot = self.slot(step)
-        plgpu.wgmma(scores, self.q, self.at.k.at[slot].transpose((1, 0)))
+        plgpu.wgmma(scores, q if self.size == 64 else self.q, self.at.k.at[slot].transpose((1, 0)))
 
     def issue_values(self, out, state, step):
         if not self.tiling.hold:
@@ -281,13 +285,14 @@ class _Pipe:
     # the walk ---------------------------------------------------------------------------------
 
     def start(self, out=None, last: _Pipe | None = None, state=None):
-        """-> state after step 0. `last`: the item before, whose last product (from `state`) is done meanwhile;
+        """-> q, and state after step 0. `last`: the item before, whose last product (from `state`) is done meanwhile;
         then this item may be missing (`steps` 0), and the state means nothing."""
 
         def run(scores):
             self.when_here(lambda: plgpu.barrier_wait(self.at.q_full.at[self.q_slot]), last)
             self.when_here(lambda: plgpu.barrier_wait(self.at.k_full.at[self.slot(0)]), last)
-            self.issue_scores(scores, 0)
+            q = self.load_q()
+            self.issue_scores(scores, q, 0)
             if last is not None:
                 last.issue_values(out, state, last.steps - 1)
             score = plgpu.wgmma_accumulator_load(scores, wait_n=0 if last is None else 1)
@@ -296,7 +301,7 @@ class _Pipe:
             begun = self.held(begun, 0, last)
             if last is not None:
                 last.finish_values(last.steps - 1)
-            return self.narrow(begun)
+            return q, self.narrow(begun)
 
         return pl.run_scoped(run, plgpu.ACC(self.shape, jnp.float32))
 
@@ -306,12 +311,12 @@ class _Pipe:
         else:
             pl.when(self.steps > 0)(action)
 
-    def step(self, out, state, step):
-        """The scores of a step over the product of the one before."""
+    def step(self, out, q, state, step):
+        """The scores of a step over the product of the one before -> state."""
 
         def run(scores):
             plgpu.barrier_wait(self.at.k_full.at[self.slot(step)])
-            self.issue_scores(scores, step)
+            self.issue_scores(scores, q, step)
             self.issue_values(out, state, step - 1)
             score = plgpu.wgmma_accumulator_load(scores, wait_n=1)
             plgpu.barrier_arrive(self.at.k_free.at[self.slot(step)])
@@ -332,16 +337,16 @@ class _Pipe:
         plgpu.barrier_arrive(self.at.v_free.at[self.slot(step - 1)])
         return carry
 
-    def walk(self, state, following: _Pipe):
-        """-> o float32 [ROWS, K], log_sum float32 [ROWS] or None, and the next item's state (see `Tiling.early`)."""
+    def walk(self, begun, following: _Pipe):
+        """-> o float32 [ROWS, K], log_sum float32 [ROWS] or None, and what the next item's `start` gave (see
+        `Tiling.early`), as `begun` is of this one."""
         early = self.tiling.early
-        if not early:
-            state = self.start()
+        q, state = begun if early else self.start()
 
         def loop(out):
             idle = self.row >= self.item.q_length  # a sequence's last tile may have rows of one warpgroup only
             worked = jnp.where(idle, 1, self.steps)
-            end = lax.fori_loop(1, worked, lambda step, state: self.step(out, state, step), state)
+            end = lax.fori_loop(1, worked, lambda step, state: self.step(out, q, state, step), state)
             lax.fori_loop(worked, self.steps, self.skip, ())
             if early:
                 begun = following.start(out, self, end)
