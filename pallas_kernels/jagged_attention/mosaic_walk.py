@@ -343,8 +343,7 @@ class Walk:
 
         step_body(0, True)
         if self.tiling.two_items:
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            pl.when(self.number > 0)(lambda: self.free_keys(self.kv_slot(-2), self.kv_slot(-1)))
+            self.free_last_keys()
         lax.fori_loop(1, self.steps, body, ())
         self.add_late_dq(self.steps - 1)
         return self.finish(dk, dv)
@@ -370,6 +369,11 @@ class Walk:
         if not self.tiling.two_items:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             self.free_keys(*self.kv_slots.values())
+
+    def free_last_keys(self):
+        """Give back K and V of the item before, once its results have left their tiles."""
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        pl.when(self.number > 0)(lambda: self.free_keys(self.kv_slot(-2), self.kv_slot(-1)))
 
     def free_keys(self, *slots):
         for slot in slots:

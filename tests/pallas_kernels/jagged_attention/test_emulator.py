@@ -9,7 +9,9 @@ from tests.pallas_kernels.jagged_attention import emulator
 from tests.pallas_kernels.jagged_attention.cases import Case
 from tests.pallas_kernels.jagged_attention.test_contract import EMULATED, assert_contract
 
-CASE = Case((130, 0, 300), size=128, dtype="bfloat16")
+
+def _free_at_once(walk):
+    emulator.when(walk.number > 0)(lambda: walk.free_keys(walk.kv_slot(-2), walk.kv_slot(-1)))
 
 
 FAULTS = {
@@ -20,6 +22,11 @@ FAULTS = {
     ),
     "a sequence's end is not cleaned": (mosaic_common, "_zero_rows_from", lambda tile, first: None),
     "gaps are not zeroed": (mosaic_common, "zero_gaps", lambda *arguments: None),
+    "K and V are given back before the last results have left their tiles": (
+        mosaic_walk.Walk,
+        "free_last_keys",
+        _free_at_once,
+    ),
     "dQ is staged before the last one has left": (mosaic_walk.Walk, "claim_staging", lambda self: None),
     "dQ does not wait for the other warpgroup": (mosaic_walk.Walk, "wait_ds", lambda self, step: None),
     "nothing is masked": (mosaic_common.Problem, "all_visible", lambda self, *where: jnp.bool_(True)),
@@ -32,8 +39,9 @@ def test_faults_are_found(fault, monkeypatch):
     owner, name, wrong = FAULTS[fault]
     monkeypatch.setattr(owner, name, wrong)
     monkeypatch.setattr(emulator, "PATIENCE_S", 1.0)
+    size = 64 if name == "free_last_keys" else 128
     with pytest.raises(AssertionError):
-        assert_contract(CASE, EMULATED)
+        assert_contract(Case((130, 0, 300), heads=4, kv_heads=4, size=size, dtype="bfloat16"), EMULATED)
 
 
 def test_views_end_at_the_array():
