@@ -191,8 +191,8 @@ class _Pipe:
     """One warpgroup's walk over the key tiles of an item.
 
     `state` is what a step hands to the next one: its weights (dtype of q) and, for softmax, the row maxima
-    and sums so far. `q` are its queries where registers have room for them (K of 64), else (): they are then read from
-    shared memory in every step.
+    and sums so far. `q` are its queries in registers, or () where it does not hold them (`holds_q`) and every step reads
+    them from shared memory.
     """
 
     def __init__(self, problem: Problem, tiling: Tiling, at: _Scratch, visit: common.Visit, runs):
@@ -206,6 +206,7 @@ class _Pipe:
         self.dtype = at.q.dtype
         self.shape = ROWS, tiling.keys
         self.size = at.q.shape[-1]
+        self.holds_q = self.size == 64  # in registers: at 128 that spills
         self.softmax = problem.kind == "softmax"
         self.factor = problem.scale * common.LOG2_E
 
@@ -215,11 +216,11 @@ class _Pipe:
     # pieces of a step -------------------------------------------------------------------------
 
     def load_q(self):
-        return plgpu.load(self.q, layout=plgpu.Layout.WGMMA) if self.size == 64 else ()
+        return plgpu.load(self.q, layout=plgpu.Layout.WGMMA) if self.holds_q else ()
 
     def issue_scores(self, scores, q, step):
         slot = self.slot(step)
-        plgpu.wgmma(scores, q if self.size == 64 else self.q, self.at.k.at[slot].transpose((1, 0)))
+        plgpu.wgmma(scores, q if self.holds_q else self.q, self.at.k.at[slot].transpose((1, 0)))
 
     def issue_values(self, out, state, step):
         if not self.tiling.hold:
