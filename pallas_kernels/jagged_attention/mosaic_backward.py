@@ -46,7 +46,7 @@ def backward_kv(
       q, do: [T, H, K]; k, v: [Tk, Hkv, K], bfloat16 or float16, K of 64 or 128.
       gaps: `Plan.kv_gaps`.
       log_sum, delta: softmax's float32 [H, T] (see `forward`; row sums of o * do); else None.
-      dq_sum: a `jax.Ref` float32 [T, H, K] to which dQ / (scale / divide_by) is added, in no fixed
+      dq_sum: a `jax.Ref` float32 [T, H, K] to which dQ / `Problem.gradient_scale` is added, in no fixed
         order; None: dQ is not computed.
 
     Returns:

@@ -56,6 +56,11 @@ class Problem:
     divide_by: float
     has_targets: bool
 
+    @property
+    def gradient_scale(self) -> float:
+        """Factor of the kernels' sums dS K and dS^T Q (see `activation_and_slope`)."""
+        return self.scale if self.kind == "softmax" else self.scale / (2 * self.divide_by)
+
     def key_tiles(self, item: Item, rows: int, tile: int) -> tiles.Runs:
         """Tiles of keys that the queries item.row .. item.row + rows see."""
         if self.mask is None:
@@ -329,21 +334,23 @@ def activation(problem: Problem, score):
 
 
 def activation_and_slope(problem: Problem, score):
-    """(weight, its derivative by scale * score), one tanh at most."""
+    """(weight, twice its derivative by scale * score), one tanh at most.
+
+    Twice: an instruction a score less, made good by `Problem.gradient_scale`.
+    """
     kind = problem.kind
-    x = score * problem.scale
     if kind == "silu":
-        t = jnp.tanh(score * (0.5 * problem.scale))
-        sigmoid = t * 0.5 + 0.5
-        weight = x * sigmoid
-        return weight, weight * (0.5 - t * 0.5) + sigmoid
+        half = score * (0.5 * problem.scale)
+        t = jnp.tanh(half)
+        weight = half + half * t  # x sigmoid(x), as sigmoid(x) = (1 + t) / 2
+        return weight, (1.0 + weight) + t * (1.0 - weight)
+    x = score * problem.scale
     if kind == "relu":
-        return jnp.maximum(x, 0.0), jnp.where(x > 0.0, 1.0, 0.0)
+        return jnp.maximum(x, 0.0), jnp.where(x > 0.0, 2.0, 0.0)
     square = x * x
     t = jnp.tanh(x * (_GELU_1 + _GELU_3 * square))
-    half = t * 0.5 + 0.5
-    slope = half + (x * (0.5 - 0.5 * t * t)) * (_GELU_1 + 3 * _GELU_3 * square)
-    return x * half, slope
+    half = x * 0.5
+    return half + half * t, (1.0 + t) + (x * (1.0 - t * t)) * (_GELU_1 + 3 * _GELU_3 * square)
 
 
 _GELU_1 = 0.7978845608028654  # sqrt(2 / pi)

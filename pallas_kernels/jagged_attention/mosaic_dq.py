@@ -145,7 +145,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
 
                 dq = pl.run_scoped(loop, plgpu.ACC((ROWS, size), jnp.float32))
                 inside = common.iota((ROWS, size), 0, row) < item.q_length
-                dq = jnp.where(inside, dq * (problem.scale / problem.divide_by), 0.0)
+                dq = jnp.where(inside, dq * problem.gradient_scale, 0.0)
                 staged = q_sm.at[q_slot, own]
                 staged[...] = dq.astype(q.dtype)
                 plgpu.commit_smem()

@@ -175,7 +175,7 @@ def _backward(settings, saved, grad):
         zero, _ = jax.lax.optimization_barrier((jnp.float32(0), grad))
         dq_sum = jax.new_ref(jnp.broadcast_to(zero, q.shape))
         dk, dv = mosaic_backward.backward_kv(*inputs, *by_key, tilings[1], programs, dq_sum)
-        dq = (dq_sum[...] * (problem.scale / problem.divide_by)).astype(q.dtype)
+        dq = (dq_sum[...] * problem.gradient_scale).astype(q.dtype)
     none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, plan))
     return dq, dk, dv, *none
 

@@ -153,8 +153,10 @@ class Walk:
         if self.problem.kind == "softmax":
             log_sum = self.by_query(self.q_slot(step))
             (weight,) = hide(jnp.exp2(score * (self.problem.scale * common.LOG2_E) - log_sum))
-            weight = weight.astype(self.dtype)
-            return weight, weight  # kept narrow: float32 would spill
+            # Kept narrow: float32 would spill. The barrier keeps LLVM from narrowing values one by one (F2F, which runs at
+            # the rate of exp2) because each is widened again by itself; two at a time go at full rate.
+            weight = lax.optimization_barrier(weight.astype(self.dtype))
+            return weight, weight
         if self.tiling.late:
             # Hidden scores are dropped after the activation: ptxas orders instructions inside basic blocks only,
             # and without this branch between would wait for the running matmul before the activation is done.
@@ -362,7 +364,7 @@ class Walk:
         if self.dq_ref is not None:  # the other warpgroup may still read these rows of K for its dQ
             plgpu.barrier_arrive(self.at["k_read"])
             plgpu.barrier_wait(self.at["k_read"])
-        staged[0][...] = (sums[0] * (problem.scale / problem.divide_by)).astype(self.dtype)
+        staged[0][...] = (sums[0] * problem.gradient_scale).astype(self.dtype)
         plgpu.commit_smem()
         for tile, out in zip(staged, outs, strict=True):
             common.store_rows(tile, out.at[:, item.head], item.kv_start + self.key, valid, ROWS)

@@ -210,7 +210,7 @@ class _WideWalk(Walk):
         problem, item = self.problem, self.item
         dk, dv = sums
         self.meet()  # the other warpgroup may still read K and V
-        scales = problem.scale / problem.divide_by, 1.0 / problem.divide_by
+        scales = problem.gradient_scale, 1.0 / problem.divide_by
         for name, value, scale in (("k", dk, scales[0]), ("v", dv, scales[1])):
             self.at[name].at[:, self.own_columns(0)][...] = (value * scale).astype(self.dtype)
         plgpu.commit_smem()
