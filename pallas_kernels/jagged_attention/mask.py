@@ -84,12 +84,19 @@ def block_start(block: int, place):
     return place // block * block
 
 
-def visible(mask: Mask, query, key, num_history, has_targets: bool = True) -> Array:
-    """bool: does `query` see `key`? Both are positions inside one sequence (not checked here)."""
+def visible(mask: Mask, query, key, num_history, has_targets: bool = True, edges: str = "both") -> Array:
+    """bool: does `query` see `key`? Both are positions inside one sequence (not checked here).
+
+    edges: "low" ("high") promises that no key lies beyond the other end of a query's interval; a comparison per
+      score shows.
+    """
     low, high = key_bounds(mask, query, num_history, has_targets)
-    seen = key < high
-    if mask.window is not None or mask.block is not None:  # else low is 0; a comparison per score would show
-        seen &= key >= low
+    if edges == "low":
+        seen = key >= low
+    else:
+        seen = key < high
+        if edges == "both" and (mask.window is not None or mask.block is not None):  # else low is 0
+            seen &= key >= low
     if has_targets:
         seen |= query == key
     if mask.prefix:

@@ -73,16 +73,16 @@ class Problem:
             return tiles.Runs(((item.row * 0, pl.cdiv(item.q_length, tile)),))
         return tiles.query_tiles(self.mask, item.row, rows, item.q_length, item.history, tile, self.has_targets)
 
-    def all_visible(self, item: Item, row, rows: int, key, keys: int):
-        """bool scalar: does each of `rows` queries see each of `keys` keys? May err to False."""
+    def edges(self, item: Item, row, rows: int, key, keys: int):
+        """bool scalars: may one of `rows` queries not see one of `keys` keys for lying below, or beyond, its interval?"""
         if self.mask is None:
-            return key + keys <= item.kv_length
+            return False, key + keys > item.kv_length
         low, _ = key_bounds(self.mask, row + rows - 1, item.history, self.has_targets)
         _, high = key_bounds(self.mask, row, item.history, self.has_targets)
-        inside = (key >= low) & (key + keys <= high)
+        below, beyond = key < low, key + keys > high
         if self.mask.prefix:
-            inside &= row >= self.mask.prefix
-        return inside
+            beyond |= row < self.mask.prefix
+        return below, beyond
 
     def all_hidden(self, item: Item, row, rows: int, key, keys: int):
         """bool scalar: does none of `rows` queries see any of `keys` keys? May err to False."""
@@ -98,11 +98,16 @@ class Problem:
             hidden &= (row >= self.mask.prefix) & (key >= self.mask.prefix)
         return outside | hidden
 
-    def visible(self, item: Item, query, key):
-        """bool, like query and key (positions; WGMMA layout)."""
+    def visible(self, item: Item, query, key, edges: str):
+        """bool, like query and key (positions; WGMMA layout); edges as in `mask.visible`."""
         if self.mask is None:
             return key < item.kv_length
-        return visible(self.mask, query, key, item.history, self.has_targets)
+        return visible(self.mask, query, key, item.history, self.has_targets, edges)
+
+    @property
+    def two_edges(self) -> bool:
+        """Do tiles with hidden pairs mostly lie on one of two edges?"""
+        return self.mask is not None and self.mask.window is not None and not (self.mask.block or self.mask.prefix)
 
 
 class Item(NamedTuple):
@@ -247,6 +252,31 @@ def store_rows(source, target, row, count, block: int):
 
 def iota(shape, axis: int, start=0):
     return start + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+
+
+def hide(problem: Problem, item: Item, values, blank: float, row, rows: int, key, keys: int, query_axis: int = 0):
+    """values (a tuple of [rows, keys], or [keys, rows] for query_axis 1), `blank` where a query does not see a key.
+
+    Only tiles with a hidden pair pay, and of a window's two edges for the one that they lie on. With query_axis 1,
+    rows beyond the sequence see nothing (the results are sums over queries).
+    """
+    shape = (rows, keys) if query_axis == 0 else (keys, rows)
+    below, beyond = problem.edges(item, row, rows, key, keys)
+    tail = row + rows > item.q_length if query_axis == 1 else False
+
+    def masked(edges):
+        query, place = iota(shape, query_axis, row), iota(shape, 1 - query_axis, key)
+        seen = problem.visible(item, query, place, edges)
+        if query_axis == 1 and edges == "both":
+            seen &= query < item.q_length
+        return tuple(jnp.where(seen, x, blank) for x in values)
+
+    def one_edge():
+        low = lambda: lax.cond(jnp.logical_not(beyond | tail), lambda: masked("low"), lambda: masked("both"))
+        return lax.cond(jnp.logical_not(below | tail), lambda: masked("high"), low)
+
+    hidden = one_edge if problem.two_edges else lambda: masked("both")
+    return lax.cond(jnp.logical_not(below | beyond | tail), lambda: tuple(values), hidden)
 
 
 def load_tile(source, target, full, tail, end):

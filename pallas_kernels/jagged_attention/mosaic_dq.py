@@ -77,8 +77,6 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
             plgpu.barrier_wait(v_full.at[v_slot])
             plgpu.wgmma(dp_acc, do_sm.at[q_slot, own], v_sm.at[v_slot].transpose((1, 0)))
             score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
-
-            free_last_key(before, step)
             shape = (ROWS, keys)
 
             def by_row(ref):
@@ -86,12 +84,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                 return lax.broadcast_in_dim(values, shape, [0])
 
             def select(value, blank):
-                def masked():
-                    query, key = common.iota(shape, 0, row), common.iota(shape, 1, first)
-                    return jnp.where(problem.visible(item, query, key), value, blank)
-
-                everything = problem.all_visible(item, row, ROWS, first, keys)
-                return lax.cond(everything, lambda: value, masked)
+                return common.hide(problem, item, (value,), blank, row, ROWS, first, keys)[0]
 
             if softmax:
                 slope = jnp.exp2(score * (problem.scale * common.LOG2_E) - by_row(log_sm))
@@ -99,6 +92,9 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
             else:
                 score = select(score, common.masked_score(problem))
                 slope = common.activation_and_slope(problem, score)[1]
+            # the slope is held in front of the wait for dP, as in `Walk.scores`
+            slope = lax.optimization_barrier(slope)
+            free_last_key(before, step)
             dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
             plgpu.barrier_arrive(v_free.at[v_slot])
             if softmax:

@@ -238,14 +238,8 @@ class _Pipe:
         keys = self.tiling.keys
         first = self.runs.tile(self.steps - 1 - step) * keys
         blank = LOWEST if self.softmax else common.masked_score(self.problem)
-
-        def masked():
-            query = common.iota(self.shape, 0, self.row)
-            key = common.iota(self.shape, 1, first)
-            return jnp.where(self.problem.visible(self.item, query, key), score, blank)
-
-        everything = self.problem.all_visible(self.item, self.row, ROWS, first, keys)
-        return lax.cond(everything, lambda: score, masked)
+        (score,) = common.hide(self.problem, self.item, (score,), blank, self.row, ROWS, first, keys)
+        return score
 
     def by_row(self, values, shape):
         return lax.broadcast_in_dim(values, shape, [0])

@@ -138,17 +138,9 @@ class Walk:
     def weigh(self, score, step):
         """-> P (dtype of q), and what dS takes of it: the slope, or P for softmax."""
         row = self.row(step) + self.first_query
-        everything = self.problem.all_visible(self.item, row, self.queries, self.key, ROWS)
-        everything &= row + self.queries <= self.item.q_length
-        shape = (ROWS, self.queries)
 
         def hide(*values, blank=0.0):
-            def masked():
-                key, query = common.iota(shape, 0, self.key), common.iota(shape, 1, row)
-                seen = self.problem.visible(self.item, query, key) & (query < self.item.q_length)
-                return tuple(jnp.where(seen, x, blank) for x in values)
-
-            return lax.cond(everything, lambda: values, masked)
+            return common.hide(self.problem, self.item, values, blank, row, self.queries, self.key, ROWS, query_axis=1)
 
         if self.problem.kind == "softmax":
             log_sum = self.by_query(self.q_slot(step))
@@ -277,8 +269,8 @@ class Walk:
         self.wait("do", self.do_slot(step))
         self.issue_dp(dp_acc, step)
         score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
+        weights, kept = lax.optimization_barrier(self.weigh(score, step))
         self.free_last_q(step)
-        weights, kept = self.weigh(score, step)
         self.issue_dv(dv, weights, step)
         dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
         return self.score_gradient(dp, kept, step)
@@ -327,14 +319,14 @@ class Walk:
                     weights, kept = pl.run_scoped(lambda s: first_weights(s, dp_acc), self.score)
                 else:
                     weights, kept, dq = pl.run_scoped(lambda s: weights_and_dq(s, dp_acc, step), self.score)
-                self.issue_dv(dv, weights, step)
-                if not first:
-                    self.add_dq(dq, step - 1)
-                dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
-                return self.score_gradient(dp, kept, step)
+                dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
+                return weights, self.score_gradient(dp, kept, step), None if first else dq
 
-            ds = pl.run_scoped(gradient, self.score)
+            weights, ds, dq = pl.run_scoped(gradient, self.score)
+            if not first:
+                self.add_dq(dq, step - 1)
             self.share_ds(ds, step)
+            self.issue_dv(dv, weights, step)
             self.issue_dk(dk, ds, step)
             plgpu.wgmma_wait(1)
             plgpu.barrier_arrive(self.at["do_free"].at[self.do_slot(step)])
