@@ -306,12 +306,19 @@ def _cudnn_torch(heads, head_dim, max_len):
 # tile sizes ----------------------------------------------------------------------------------------
 
 # values worth trying of each field, and where a kernel's tiling is; what does not fit is skipped
+FORWARD = dict(keys=(64, 128), stages=(2, 3, 4), q_stages=(1, 2, 3), hold=(False, True))
 CHOICES: dict[str, dict[str, tuple]] = {
-    "forward": dict(keys=(64, 128), stages=(2, 3), q_stages=(1, 2, 3), hold=(False, True)),
+    "forward": FORWARD,
+    "forward_softmax": FORWARD,
     "backward": dict(q_stages=(2, 3), do_stages=(1, 2, 3), kv_stages=(2, 3, 4)),
     "dq": dict(q_stages=(1, 2), keys=(64, 128), stages=(1, 2, 3), v_stages=(1, 2, 3)),
 }
-TUNED_ON = {"forward": ("fwd", False), "backward": ("bwd", False), "dq": ("bwd", True)}  # pass, deterministic
+TUNED_ON = {  # kind, pass, deterministic
+    "forward": ("silu", "fwd", False),
+    "forward_softmax": ("softmax", "fwd", False),
+    "backward": ("silu", "bwd", False),
+    "dq": ("silu", "bwd", True),
+}
 
 
 MARGIN = 0.98  # a change must save 2 %: repeated timings of one kernel differ by as much
@@ -323,7 +330,7 @@ def tune(head_sizes: list[int]):
     value stays if it is clearly faster."""
     kind = jax.devices()[0].device_kind
     path = tuning.FOLDER / f"{tuning.file_name(kind)}.json"
-    table = {str(size): dict(zip(CHOICES, tuning.tilings(kind, size), strict=True)) for size in mosaic_gpu.HEAD_SIZES}
+    table = {str(size): tuning.tilings(kind, size)._asdict() for size in mosaic_gpu.HEAD_SIZES}
     for size in head_sizes or mosaic_gpu.HEAD_SIZES:
         for kernel in CHOICES:
             table[str(size)][kernel] = _fastest(size, kernel, table[str(size)])
@@ -344,12 +351,12 @@ def _fastest(size, kernel, row):
 
 def _try(size, kernel, row, candidates) -> list[float]:
     """Milliseconds of each tiling of a kernel, compiled together; infinite where it does not fit."""
-    pass_name, deterministic = TUNED_ON[kernel]
-    case = Case("silu", size, 4096, "lognormal", passes=(pass_name,), deterministic=deterministic)
+    kind, pass_name, deterministic = TUNED_ON[kernel]
+    case = Case(kind, size, 4096, "lognormal", passes=(pass_name,), deterministic=deterministic)
 
     def compiled(tiling):
         try:
-            with tuning.trial(tuple((row | {kernel: tiling}).values())):
+            with tuning.trial(tuning.Tilings(**row | {kernel: tiling})):
                 return prepare(case, pass_name)
         except Exception as error:  # out of shared memory or registers: not a candidate
             print(f"K{size} {kernel} {tiling}: {type(error).__name__}", flush=True)

@@ -271,9 +271,11 @@ def hide(problem: Problem, item: Item, values, blank: float, row, rows: int, key
             seen &= query < item.q_length
         return tuple(jnp.where(seen, x, blank) for x in values)
 
+    def low_or_both():
+        return lax.cond(jnp.logical_not(beyond | tail), lambda: masked("low"), lambda: masked("both"))
+
     def one_edge():
-        low = lambda: lax.cond(jnp.logical_not(beyond | tail), lambda: masked("low"), lambda: masked("both"))
-        return lax.cond(jnp.logical_not(below | tail), lambda: masked("high"), low)
+        return lax.cond(jnp.logical_not(below | tail), lambda: masked("high"), low_or_both)
 
     hidden = one_edge if problem.two_edges else lambda: masked("both")
     return lax.cond(jnp.logical_not(below | beyond | tail), lambda: tuple(values), hidden)

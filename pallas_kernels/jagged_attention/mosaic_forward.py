@@ -34,7 +34,7 @@ class Tiling:
       keys: keys a step.
       stages: K and V tiles in flight.
       q_stages: Q tiles in flight (3: items overlap).
-      hold: the activation is held to run under this warpgroup's own matmul (see `_Pipe.held`; takes 3 stages to pay).
+      hold: the activation is held to run under this warpgroup's own matmul (see `_Pipe.held`).
     """
 
     keys: int = 128
@@ -222,13 +222,15 @@ class _Pipe:
         slot = self.slot(step)
         plgpu.wgmma(scores, q if self.holds_q else self.q, self.at.k.at[slot].transpose((1, 0)))
 
-    def issue_values(self, out, state, step):
-        if not self.tiling.hold:
-            self.wait_values(step)
-        plgpu.wgmma(out, state[0], self.at.v.at[self.slot(step)])
+    def wait_keys(self, step):
+        plgpu.barrier_wait(self.at.k_full.at[self.slot(step)])
 
     def wait_values(self, step):
         plgpu.barrier_wait(self.at.v_full.at[self.slot(step)])
+
+    def issue_values(self, out, state, step):
+        self.wait_values(step)
+        plgpu.wgmma(out, state[0], self.at.v.at[self.slot(step)])
 
     def finish_values(self, step):
         plgpu.wgmma_wait(0)
@@ -262,16 +264,15 @@ class _Pipe:
         shrink = jnp.exp2(before - top)
         return (weights, top, state[2] * shrink + total), shrink
 
-    def held(self, state, step, last=None):
+    def held(self, state, step):
         """state, computed before the wait for the running product that follows.
 
         Left alone, LLVM and ptxas move that wait up and the activation behind it. LLVM minds the barrier here, ptxas
-        only the ends of basic blocks: the wait for V, early by half a step, makes one, and leaves the next step
-        nothing to wait for between its two matmuls.
+        only the ends of basic blocks: the wait for the next step's K makes one.
         """
         if self.tiling.hold:
             state = lax.optimization_barrier(state)
-            self.when_here(lambda: self.wait_values(step), last)
+            pl.when(step + 1 < self.steps)(lambda: self.wait_keys(step + 1))
         return state
 
     def narrow(self, state):
@@ -285,7 +286,7 @@ class _Pipe:
 
         def run(scores):
             self.when_here(lambda: plgpu.barrier_wait(self.at.q_full.at[self.q_slot]), last)
-            self.when_here(lambda: plgpu.barrier_wait(self.at.k_full.at[self.slot(0)]), last)
+            self.when_here(lambda: self.wait_keys(0), last)
             q = self.load_q()
             self.issue_scores(scores, q, 0)
             if last is not None:
@@ -293,7 +294,7 @@ class _Pipe:
             score = plgpu.wgmma_accumulator_load(scores, wait_n=0 if last is None else 1)
             self.when_here(lambda: plgpu.barrier_arrive(self.at.k_free.at[self.slot(0)]), last)
             begun, _ = self.weigh(self.masked(score, 0))
-            begun = self.held(begun, 0, last)
+            begun = self.held(begun, 0)
             if last is not None:
                 last.finish_values(last.steps - 1)
             return q, self.narrow(begun)
@@ -310,7 +311,8 @@ class _Pipe:
         """The scores of a step over the product of the one before -> state."""
 
         def run(scores):
-            plgpu.barrier_wait(self.at.k_full.at[self.slot(step)])
+            if not self.tiling.hold:
+                self.wait_keys(step)
             self.issue_scores(scores, q, step)
             self.issue_values(out, state, step - 1)
             score = plgpu.wgmma_accumulator_load(scores, wait_n=1)
@@ -326,9 +328,10 @@ class _Pipe:
 
     def skip(self, step, carry):
         """A step of the copy warpgroup's that this one has no rows for."""
-        plgpu.barrier_wait(self.at.k_full.at[self.slot(step)])
+        # each K and V once, in turn; the first step of all has waited for the K after it
+        pl.when(step > (1 if self.tiling.hold else 0))(lambda: self.wait_keys(step))
         plgpu.barrier_arrive(self.at.k_free.at[self.slot(step)])
-        self.wait_values(step if self.tiling.hold else step - 1)  # each V once, in turn
+        self.wait_values(step - 1)
         plgpu.barrier_arrive(self.at.v_free.at[self.slot(step - 1)])
         return carry
 

@@ -30,7 +30,7 @@ class Settings(NamedTuple):
 
     problem: Problem
     deterministic: bool
-    tilings: tuple  # (forward, backward, dq)
+    tilings: tuning.Tilings
     programs: int
 
 
@@ -149,8 +149,9 @@ def _attend(q, k, v, layout, plan, settings):
 @_in_32_bits
 def _forward(q, k, v, layout, plan, settings):
     problem, _, tilings, programs = settings
-    out, log_sum = mosaic_forward.forward(q, k, v, plan.by_query, plan.q_gaps, problem, tilings[0], programs)
     softmax = problem.kind == "softmax"
+    tiling = tilings.forward_softmax if softmax else tilings.forward
+    out, log_sum = mosaic_forward.forward(q, k, v, plan.by_query, plan.q_gaps, problem, tiling, programs)
     return out, (q, k, v, layout, plan, out if softmax else None, log_sum)
 
 
@@ -168,13 +169,13 @@ def _backward(settings, saved, grad):
     wide = q.shape[2] > 128
     if deterministic or wide or _is_local(problem.mask):
         backward_kv = (mosaic_wide if wide else mosaic_backward).backward_kv
-        dk, dv = backward_kv(*inputs, *by_key, tilings[1].unfused(), programs)
-        dq = mosaic_dq.backward_q(*inputs, *by_query, tilings[2], programs)
+        dk, dv = backward_kv(*inputs, *by_key, tilings.backward.unfused(), programs)
+        dq = mosaic_dq.backward_q(*inputs, *by_query, tilings.dq, programs)
     else:
         # Zero only once the gradient is there: else XLA zeroes the buffers of all layers together, at the start.
         zero, _ = jax.lax.optimization_barrier((jnp.float32(0), grad))
         dq_sum = jax.new_ref(jnp.broadcast_to(zero, q.shape))
-        dk, dv = mosaic_backward.backward_kv(*inputs, *by_key, tilings[1], programs, dq_sum)
+        dk, dv = mosaic_backward.backward_kv(*inputs, *by_key, tilings.backward, programs, dq_sum)
         dq = (dq_sum[...] * problem.gradient_scale).astype(q.dtype)
     none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, plan))
     return dq, dk, dv, *none

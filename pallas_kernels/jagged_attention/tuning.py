@@ -9,11 +9,21 @@ import functools
 import json
 import pathlib
 import warnings
+from typing import NamedTuple
 
 from pallas_kernels.jagged_attention import mosaic_dq, mosaic_forward, mosaic_walk
 
 FOLDER = pathlib.Path(__file__).parent / "tuning"
 DEFAULT = "nvidia_h200"
+
+
+class Tilings(NamedTuple):
+    """How the kernels run for one head size; softmax's row sums want other steps of the forward pass than the rest."""
+
+    forward: mosaic_forward.Tiling
+    forward_softmax: mosaic_forward.Tiling
+    backward: mosaic_walk.Tiling
+    dq: mosaic_dq.Tiling
 
 
 def file_name(device_kind: str) -> str:
@@ -30,11 +40,11 @@ def _table(name: str) -> dict:
     return json.loads(path.read_text())
 
 
-_trial: contextvars.ContextVar[tuple | None] = contextvars.ContextVar("trial", default=None)
+_trial: contextvars.ContextVar[Tilings | None] = contextvars.ContextVar("trial", default=None)
 
 
 @contextlib.contextmanager
-def trial(tilings: tuple):
+def trial(tilings: Tilings):
     """Within it (and this thread), `tilings` are used whatever the files say: for the search."""
     token = _trial.set(tilings)
     try:
@@ -43,13 +53,14 @@ def trial(tilings: tuple):
         _trial.reset(token)
 
 
-def tilings(device_kind: str, head_size: int):
-    """(forward, backward, dq) tilings for a device and a head size of 64, 128 or 256."""
+def tilings(device_kind: str, head_size: int) -> Tilings:
+    """Of a device and a head size of 64, 128 or 256."""
     if (tried := _trial.get()) is not None:
         return tried
     row = _table(file_name(device_kind))[str(head_size)]
-    return (
-        mosaic_forward.Tiling(**row["forward"]),
-        mosaic_walk.Tiling(**row["backward"]),
-        mosaic_dq.Tiling(**row["dq"]),
+    return Tilings(
+        forward=mosaic_forward.Tiling(**row["forward"]),
+        forward_softmax=mosaic_forward.Tiling(**row["forward_softmax"]),
+        backward=mosaic_walk.Tiling(**row["backward"]),
+        dq=mosaic_dq.Tiling(**row["dq"]),
     )

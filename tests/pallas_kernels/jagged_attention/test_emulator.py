@@ -29,7 +29,7 @@ FAULTS = {
     ),
     "dQ is staged before the last one has left": (mosaic_walk.Walk, "claim_staging", lambda self: None),
     "dQ does not wait for the other warpgroup": (mosaic_walk.Walk, "wait_ds", lambda self, step: None),
-    "nothing is masked": (mosaic_common.Problem, "all_visible", lambda self, *where: jnp.bool_(True)),
+    "nothing is masked": (mosaic_common.Problem, "edges", lambda self, *where: (jnp.bool_(False),) * 2),
     "one step too many is skipped": (mosaic_common.Problem, "all_hidden", lambda self, *where: jnp.bool_(True)),
 }
 

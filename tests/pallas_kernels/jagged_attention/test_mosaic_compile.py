@@ -47,6 +47,13 @@ def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic, gpu):
     assert spills and max(spills) <= LIMITS[kind, size], spills
 
 
+def test_softmax_weights_are_narrowed_two_at_a_time(tmp_path):
+    """One by one (F2F) it takes as long as exp2, and nothing but the speed shows it."""
+    _compile("softmax", 128, False, "NVIDIA H200", dump=tmp_path)
+    [ptx] = [path.read_text() for path in tmp_path.glob("*backward*.ptx")]
+    assert "cvt.rn.bf16x2.f32" in ptx and "cvt.rn.bf16.f32" not in ptx
+
+
 def test_layers_share_work_list_compiled_kernels_and_memory():
     """Without `plan=`, and without anything said: XLA merges the equal lists, jax traces a kernel once, and one layer's
     float32 dQ is zeroed when the last one's is done with."""
@@ -64,7 +71,7 @@ def _number(name, output) -> int:
     return int(re.findall(name + r": (\d+)", output)[0])
 
 
-def _compile(kind, size, deterministic, gpu, layers=1) -> str:
+def _compile(kind, size, deterministic, gpu, layers=1, dump: pathlib.Path | None = None) -> str:
     tools = pathlib.Path(importlib.util.find_spec("triton").origin).parent / "backends/nvidia"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -73,6 +80,8 @@ def _compile(kind, size, deterministic, gpu, layers=1) -> str:
         "CUDA_TOOLS": str(tools),
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), *sys.path]),
     }
+    if dump is not None:  # then ptxas reports there, not to stderr
+        environment["MOSAIC_GPU_DUMP_TO"] = str(dump)
     options = [kind, str(size), str(int(deterministic)), gpu, str(layers)]
     command = [sys.executable, str(HERE / "compile_for_hopper.py"), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
