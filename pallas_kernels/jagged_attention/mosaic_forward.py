@@ -329,7 +329,7 @@ class _Pipe:
     def skip(self, step, carry):
         """A step of the copy warpgroup's that this one has no rows for."""
         # each K and V once, in turn; the first step of all has waited for the K after it
-        pl.when(step > (1 if self.tiling.hold else 0))(lambda: self.wait_keys(step))
+        pl.when(step > int(self.tiling.hold))(lambda: self.wait_keys(step))
         plgpu.barrier_arrive(self.at.k_free.at[self.slot(step)])
         self.wait_values(step - 1)
         plgpu.barrier_arrive(self.at.v_free.at[self.slot(step - 1)])
