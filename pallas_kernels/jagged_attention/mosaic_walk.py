@@ -269,6 +269,8 @@ class Walk:
         self.wait("do", self.do_slot(step))
         self.issue_dp(dp_acc, step)
         score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
+        # The activation is held in front of the wait for dP: LLVM minds the barrier, ptxas the end of a basic block that
+        # the branch in `free_last_q` makes.
         weights, kept = lax.optimization_barrier(self.weigh(score, step))
         self.free_last_q(step)
         self.issue_dv(dv, weights, step)
