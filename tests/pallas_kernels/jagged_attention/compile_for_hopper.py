@@ -32,14 +32,14 @@ device_description_str: "NVIDIA H200"
 """
 
 
-def main(kind: str, size: int, deterministic: bool, gpu: str, layers: int):
+def main(kind: str, size: int, deterministic: bool, gpu: str, layers: int, window: int | None):
     jax.config.update("jax_platforms", "cpu")
     jax._src.lib.cuda_path = os.environ["CUDA_TOOLS"]
     topology = topologies.get_topology_desc(
         topology_name="", platform="cuda", target_config=TARGET.replace("NVIDIA H200", gpu), topology="1x1x1"
     )
     sharding = SingleDeviceSharding(topology.devices[0])
-    problem = Problem(kind, Mask(), size**-0.5, 4096.0, False)
+    problem = Problem(kind, Mask(window=window), size**-0.5, 4096.0, False)
     settings = mosaic_gpu.Settings(problem, deterministic, tuning.tilings(gpu, size), 132)
 
     def both_passes(q, k, v, do, starts, lengths):
@@ -64,4 +64,4 @@ def main(kind: str, size: int, deterministic: bool, gpu: str, layers: int):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4], int(sys.argv[5]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4], int(sys.argv[5]), int(sys.argv[6]) or None)
