@@ -263,9 +263,6 @@ def hide(problem: Problem, item: Item, values, blank: float, row, rows: int, key
     shape = (rows, keys) if query_axis == 0 else (keys, rows)
     below, beyond = problem.edges(item, row, rows, key, keys)
     tail = row + rows > item.q_length if query_axis == 1 else False
-    if problem.two_edges and query_axis == 0:
-        # As if it depended on the step: else every query's bound less every key's place is hoisted, and spilled.
-        row = row + hidden_zero(item) * key
 
     def masked(edges):
         query, place = iota(shape, query_axis, row), iota(shape, 1 - query_axis, key)

@@ -37,7 +37,7 @@ LIMITS = {
 @pytest.mark.parametrize(
     ("kind", "size", "deterministic", "gpu", "window"),
     [(*key, deterministic, "NVIDIA H200", 0) for key in LIMITS for deterministic in (False, True)]
-    + [(kind, size, False, "NVIDIA H200", 512) for kind, size in LIMITS if size < 256]
+    + [(kind, 128, False, "NVIDIA H200", 512) for kind in ("silu", "softmax")]
     + [("silu", 128, False, "NVIDIA H100 80GB HBM3", 0)],
 )
 def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic, gpu, window):
