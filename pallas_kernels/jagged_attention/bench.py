@@ -306,17 +306,20 @@ def _cudnn_torch(heads, head_dim, max_len):
 # tile sizes ----------------------------------------------------------------------------------------
 
 # values worth trying of each field, and where a kernel's tiling is; what does not fit is skipped
+BACKWARD = dict(q_stages=(2, 3), do_stages=(2, 3), kv_stages=(2, 3, 4))
 FORWARD = dict(keys=(64, 128), stages=(2, 3, 4), q_stages=(1, 2, 3), hold=(False, True))
 CHOICES: dict[str, dict[str, tuple]] = {
     "forward": FORWARD,
     "forward_softmax": FORWARD,
-    "backward": dict(q_stages=(2, 3), do_stages=(1, 2, 3), kv_stages=(2, 3, 4)),
+    "backward": BACKWARD,
+    "backward_kv": BACKWARD,
     "dq": dict(q_stages=(1, 2), keys=(64, 128), stages=(1, 2, 3), v_stages=(1, 2, 3)),
 }
 TUNED_ON = {  # kind, pass, deterministic
     "forward": ("silu", "fwd", False),
     "forward_softmax": ("softmax", "fwd", False),
     "backward": ("silu", "bwd", False),
+    "backward_kv": ("silu", "bwd", True),
     "dq": ("silu", "bwd", True),
 }
 
@@ -333,8 +336,10 @@ def tune(head_sizes: list[int]):
     table = {str(size): tuning.tilings(kind, size)._asdict() for size in mosaic_gpu.HEAD_SIZES}
     for size in head_sizes or mosaic_gpu.HEAD_SIZES:
         for kernel in CHOICES:
+            if table[str(size)][kernel] is None:
+                continue
             table[str(size)][kernel] = _fastest(size, kernel, table[str(size)])
-            rows = {size: {k: dataclasses.asdict(x) for k, x in row.items()} for size, row in table.items()}
+            rows = {size: {k: dataclasses.asdict(x) for k, x in row.items() if x} for size, row in table.items()}
             path.write_text(json.dumps(rows, indent=2) + "\n")
 
 

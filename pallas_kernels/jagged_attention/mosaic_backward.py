@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.jagged_attention import mosaic_common as common
+from pallas_kernels.jagged_attention import mosaic_memory as memory
 from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem
 from pallas_kernels.jagged_attention.mosaic_walk import QUERIES, TILE, Tiling, Walk, head_and_row
 
@@ -57,7 +58,7 @@ def backward_kv(
     q_stages, do_stages = tiling.q_stages, tiling.do_stages
     own_columns = size // WARPGROUPS
     swizzle = 64 if fused and own_columns == 32 else 128  # K is sliced in whole swizzle tiles
-    transforms = common.tiled(q.dtype, swizzle)
+    transforms = memory.tiled(q.dtype, swizzle)
     names = _barrier_names(fused)
     # where the sums leave room, the copy warpgroup gets what keeps it from spilling
     registers = common.FORWARD_REGISTERS if size == 64 else common.BACKWARD_REGISTERS
@@ -101,20 +102,19 @@ def backward_kv(
                 _copy_item(tiles_of, scratch, visit, runs_of(visit.item), group, tiling)
 
             common.item_loop(table_ref, problem, programs, steps_of, body)
-            common.zero_gaps(gaps_ref, outs, scratch["zeros"], programs)
+            memory.zero_gaps(gaps_ref, outs, programs)
 
     def smem(*shape, dtype=q.dtype, swizzle=transforms):
         return plgpu.SMEM(shape, dtype, transforms=swizzle)
 
-    memory = [smem(q_stages, QUERIES, size), smem(do_stages, QUERIES, size), smem(tiling.kv_stages, TILE, size)]
-    memory += [plgpu.SMEM(common.ZEROS, q.dtype)]
-    if softmax:
-        memory += [plgpu.SMEM((q_stages + do_stages, QUERIES), jnp.float32)]
+    buffers = [smem(q_stages, QUERIES, size), smem(do_stages, QUERIES, size), smem(tiling.kv_stages, TILE, size)]
     if fused:
-        memory += [
+        buffers += [
             smem(2, TILE, QUERIES),
-            smem(WARPGROUPS, QUERIES, own_columns, dtype=jnp.float32, swizzle=common.tiled(jnp.float32)),
+            smem(WARPGROUPS, QUERIES, own_columns, dtype=jnp.float32, swizzle=memory.tiled(jnp.float32)),
         ]
+    if softmax:
+        buffers += [plgpu.SMEM((q_stages + do_stages, QUERIES), jnp.float32)]
     copies = 1 + softmax
     barriers = [
         plgpu.Barrier(num_barriers=tiling.kv_stages),
@@ -134,7 +134,7 @@ def backward_kv(
     return plgpu.kernel(
         jagged_attention_backward,
         out_type=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
-        scratch_types=memory + barriers,
+        scratch_types=buffers + barriers,
         grid=(programs,),
         grid_names=("program",),
         num_threads=WARPGROUPS + 1,
@@ -144,7 +144,7 @@ def backward_kv(
 
 
 def _memory_names(fused, softmax):
-    return ["q", "do", "kv", "zeros"] + ["sums"] * softmax + ["ds", "dq"] * fused
+    return ["q", "do", "kv"] + ["ds", "dq"] * fused + ["sums"] * softmax
 
 
 def _barrier_names(fused):
@@ -169,7 +169,7 @@ def _copy_item(tiles_of, scratch, visit, runs, group, tiling):
                 plgpu.barrier_wait(scratch[f"{name}_free"].at[slot])
 
             end = item.q_length - row
-            common.load_tile(ref.at[rows, head], scratch[name].at[slot], full, scratch["tail"], end)
+            memory.load_tile(ref.at[rows, head], scratch[name].at[slot], full, scratch["tail"], end)
             if sums:
                 target = scratch["sums"].at[number * tiling.q_stages + slot]  # log_sum, then delta
                 plgpu.copy_gmem_to_smem(sums[number].at[head, rows], target, full)
@@ -184,7 +184,7 @@ def _copy_item(tiles_of, scratch, visit, runs, group, tiling):
             plgpu.barrier_wait(scratch["kv_free"].at[slot])
 
         tile, end = ref.at[pl.ds(item.kv_start + item.row, TILE), item.head], item.kv_length - item.row
-        common.load_tile(tile, scratch["kv"].at[slot], scratch["kv_full"].at[slot], scratch["tail"], end)
+        memory.load_tile(tile, scratch["kv"].at[slot], scratch["kv_full"].at[slot], scratch["tail"], end)
 
     # what need not wait for the last item's K and V to be free goes first
     ahead = tiling.kv_stages - 2

@@ -1,4 +1,4 @@
-"""Pieces shared by the Hopper kernels: items of the work list, tile copies, score functions.
+"""Pieces shared by the Hopper kernels: items of the work list, masks, score functions.
 
 Layout rules of the kernels: sequences start at multiples of 8 rows (a swizzled TMA tile is 8 rows);
 a tile may run past its sequence into other rows, which are masked, and zeroed in shared memory where
@@ -8,7 +8,6 @@ a tile may run past its sequence into other rows, which are masked, and zeroed i
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -35,7 +34,6 @@ PARAMS = plgpu.CompilerParams(
     lowering_semantics=plgpu.LoweringSemantics.Lane,
     reduction_scratch_bytes=0,  # row reductions of a wgmma accumulator stay inside a warp
 )
-ZEROS = 8, 64  # the shared-memory tile that gaps are zeroed from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,29 +225,6 @@ def hidden_zero(item: Item):
     return lax.shift_right_logical(item.head, 24)
 
 
-def tiled(dtype, swizzle: int = 128):
-    """Shared-memory transforms of a wgmma operand."""
-    columns = swizzle // jnp.dtype(dtype).itemsize
-    return plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
-
-
-def store_rows(source, target, row, count, block: int):
-    """Store the first `count` (rounded up to 8; may be <= 0) of `block` rows to target[row:]."""
-
-    @pl.when(count >= block)
-    def _():
-        plgpu.copy_smem_to_gmem(source, target.at[pl.ds(row, block)])
-
-    @pl.when(count < block)
-    def _():
-        def piece(i, carry):
-            first = pl.multiple_of(i * 8, 8)
-            plgpu.copy_smem_to_gmem(source.at[pl.ds(first, 8)], target.at[pl.ds(row + first, 8)])
-            return carry
-
-        lax.fori_loop(0, pl.cdiv(jnp.maximum(count, 0), 8), piece, ())
-
-
 def iota(shape, axis: int, start=0):
     return start + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
 
@@ -263,6 +238,9 @@ def hide(problem: Problem, item: Item, values, blank: float, row, rows: int, key
     shape = (rows, keys) if query_axis == 0 else (keys, rows)
     below, beyond = problem.edges(item, row, rows, key, keys)
     tail = row + rows > item.q_length if query_axis == 1 else False
+    if problem.two_edges and query_axis == 0:
+        # As if it depended on the step: else every query's bound less every key's place is hoisted, and spilled.
+        row = row + hidden_zero(item) * key
 
     def masked(edges):
         query, place = iota(shape, query_axis, row), iota(shape, 1 - query_axis, key)
@@ -279,72 +257,6 @@ def hide(problem: Problem, item: Item, values, blank: float, row, rows: int, key
 
     hidden = one_edge if problem.two_edges else lambda: masked("both")
     return lax.cond(jnp.logical_not(below | beyond | tail), lambda: tuple(values), hidden)
-
-
-def load_tile(source, target, full, tail, end):
-    """Start a copy of a tile [rows, K] to shared memory; rows >= `end` become 0, whatever they held.
-
-    For the copy warpgroup. A tile with such rows is waited for (on the barrier `tail`) and cleaned here:
-    done by the compute warpgroups, between their matmuls, it makes the compiler serialise those.
-    """
-    rows = target.shape[0]
-
-    @pl.when(end >= rows)
-    def _():
-        plgpu.copy_gmem_to_smem(source, target, full)
-
-    @pl.when(end < rows)
-    def _():
-        plgpu.copy_gmem_to_smem(source, target, tail)
-        plgpu.barrier_wait(tail)
-        _zero_rows_from(target, end)
-        plgpu.barrier_arrive(full)
-
-
-def _zero_rows_from(tile, first):
-    columns = 64  # a piece of 64 x 64 needs 16 registers a thread
-    for top in range(0, tile.shape[0], ROWS):
-
-        @pl.when(first < top + ROWS)
-        def _(top=top):
-            for left in range(0, tile.shape[1], columns):
-                part = tile.at[pl.ds(top, ROWS), pl.ds(left, columns)]
-                kept = iota((ROWS, columns), 0, top) < first
-                values = plgpu.load(part, layout=plgpu.Layout.WGMMA)
-                part[...] = jnp.where(kept, values, jnp.zeros_like(values))
-
-    plgpu.commit_smem()
-
-
-def zero_gaps(gaps, refs, zeros, programs: int):
-    """Zero this program's share of the groups of 8 rows that no item covers (see `plan.Plan`).
-
-    For the copy warpgroup, which has done its loads before the others have used them.
-
-    Args:
-      gaps: int32 [1 + groups] in device memory: their number, then which ones.
-      refs: results [T, H, K] in device memory.
-      zeros: shared memory of shape ZEROS without transforms, for use here.
-    """
-    program, count = lax.axis_index("program"), gaps[0]
-    places = [
-        (x, head, column) for x in refs for head in range(x.shape[1]) for column in range(0, x.shape[2], ZEROS[1])
-    ]
-
-    @pl.when(program < count)
-    def _():
-        layout = plgpu.Layout.WG_STRIDED(ZEROS, vec_size=math.prod(ZEROS) // 128)
-        zeros[...] = plgpu.layout_cast(jnp.zeros(ZEROS, zeros.dtype), layout)
-        plgpu.commit_smem()
-
-        def store(i, carry):
-            rows = pl.ds(pl.multiple_of(gaps[1 + program + i * programs] * 8, 8), 8)
-            for ref, head, column in places:
-                plgpu.copy_smem_to_gmem(zeros, ref.at[rows, head, pl.ds(column, ZEROS[1])])
-            return carry
-
-        lax.fori_loop(0, pl.cdiv(count - program, programs), store, ())
-        plgpu.wait_smem_to_gmem(0)
 
 
 def masked_score(problem: Problem) -> float:
@@ -374,8 +286,8 @@ def activation_and_slope(problem: Problem, score):
     if kind == "silu":
         half = score * (0.5 * problem.scale)
         t = jnp.tanh(half)
-        weight = half + half * t  # x sigmoid(x), as sigmoid(x) = (1 + t) / 2
-        return weight, (1.0 + weight) + t * (1.0 - weight)
+        # x sigmoid(x), as sigmoid(x) = (1 + t) / 2; the slope without it, for the kernel that takes no weights
+        return half + half * t, (1.0 + t) + half * (1.0 - t * t)
     x = score * problem.scale
     if kind == "relu":
         return jnp.maximum(x, 0.0), jnp.where(x > 0.0, 2.0, 0.0)

@@ -1,10 +1,14 @@
 """Gradient of Q on Hopper by itself: with `mosaic_backward` without its fused dQ, the deterministic
-backward pass (7 matmuls instead of 5, every sum in a fixed order)."""
+backward pass (7 matmuls instead of 5, every sum in a fixed order).
+
+A program takes 128 queries of one head and walks the key tiles that they see: S = Q K^T, dP = dO V^T, dQ += dS K.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.jagged_attention import mosaic_common as common
+from pallas_kernels.jagged_attention import mosaic_matmul as matmul
+from pallas_kernels.jagged_attention import mosaic_memory as memory
 from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem
 
 TILE = WARPGROUPS * ROWS
@@ -38,7 +44,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
     size, group = q.shape[2], q.shape[1] // k.shape[1]
     keys, stages, v_stages, q_stages = tiling.keys, tiling.stages, tiling.v_stages, tiling.q_stages
     softmax = problem.kind == "softmax"
-    transforms = common.tiled(q.dtype)
+    transforms = memory.tiled(q.dtype)
     registers = common.BACKWARD_REGISTERS if size == 256 else common.FORWARD_REGISTERS
 
     def runs_of(item):
@@ -49,106 +55,16 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
 
     def jagged_attention_dq(q_ref, k_ref, v_ref, do_ref, *refs):
         *sums, table_ref, gaps_ref, dq_ref = refs[: 3 + 2 * softmax]
-        q_sm, do_sm, k_sm, v_sm, sums_sm, zeros = refs[3 + 2 * softmax : 9 + 2 * softmax]
-        q_full, q_free, k_full, v_full, k_free, v_free, tail = refs[9 + 2 * softmax :]
-        log_sm, delta_sm = sums_sm.at[0], sums_sm.at[1]
+        at = _Scratch(*refs[3 + 2 * softmax :])
         warpgroup = lax.axis_index("warpgroup")
-
-        def free_last_key(before, step):
-            """The previous step's dQ is done: its K is free."""
-            if stages > 1:
-
-                @pl.when(step > 0)
-                def _():
-                    plgpu.barrier_arrive(k_free.at[lax.rem(before + step + stages - 1, stages)])
-
-        def own_steps(item, runs, row):
-            edges = [problem.all_hidden(item, row, ROWS, runs.tile(step) * keys, keys) for step in (0, runs.steps - 1)]
-            return common.working_steps(runs.steps, row >= item.q_length, *edges)
-
-        def score_gradient(item, runs, step, q_slot, own, row, s_acc, dp_acc, before):
-            slot = lax.rem(before + step, stages)
-            first = runs.tile(step) * keys
-            zero = common.hidden_zero(item) * step
-            own = own + zero
-            plgpu.barrier_wait(k_full.at[slot])
-            plgpu.wgmma(s_acc, q_sm.at[q_slot, own], k_sm.at[slot].transpose((1, 0)))
-            v_slot = lax.rem(before + step, v_stages) + zero
-            plgpu.barrier_wait(v_full.at[v_slot])
-            plgpu.wgmma(dp_acc, do_sm.at[q_slot, own], v_sm.at[v_slot].transpose((1, 0)))
-            score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
-            shape = (ROWS, keys)
-
-            def by_row(ref):
-                values = plgpu.load(ref.at[q_slot, own], layout=plgpu.Layout.WGMMA.reduce(1))
-                return lax.broadcast_in_dim(values, shape, [0])
-
-            def select(value, blank):
-                return common.hide(problem, item, (value,), blank, row, ROWS, first, keys)[0]
-
-            if softmax:
-                slope = jnp.exp2(score * (problem.scale * common.LOG2_E) - by_row(log_sm))
-                slope = select(slope, 0.0)
-            else:
-                score = select(score, common.masked_score(problem))
-                slope = common.activation_and_slope(problem, score)[1]
-            # the slope is held in front of the wait for dP, as in `Walk.scores`
-            slope = lax.optimization_barrier(slope)
-            free_last_key(before, step)
-            dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
-            plgpu.barrier_arrive(v_free.at[v_slot])
-            if softmax:
-                dp = dp - by_row(delta_sm)
-            return (dp * slope).astype(q.dtype)
 
         @pl.when(warpgroup < WARPGROUPS)
         def _compute():
             plgpu.set_max_registers(registers[0], action="increase")
 
             def body(visit):
-                item, steps, before = visit.item, visit.steps, visit.before
-                q_slot = lax.rem(visit.number, q_stages)
-                own = lax.axis_index("warpgroup") + common.hidden_zero(item)
-                row, runs = item.row + own * ROWS, runs_of(item)
-                plgpu.barrier_wait(q_full.at[q_slot])
-
-                def loop(dq_acc):
-                    def work(step):
-                        acc = plgpu.ACC((ROWS, keys), jnp.float32)
-                        ds = pl.run_scoped(
-                            lambda s, dp: score_gradient(item, runs, step, q_slot, own, row, s, dp, before), acc, acc
-                        )
-                        plgpu.wgmma(dq_acc, ds, k_sm.at[lax.rem(before + step, stages)])
-                        if stages == 1:
-                            plgpu.wgmma_wait(0)
-                            plgpu.barrier_arrive(k_free.at[0])
-
-                    def idle(step):
-                        plgpu.barrier_wait(k_full.at[lax.rem(before + step, stages)])
-                        plgpu.barrier_wait(v_full.at[lax.rem(before + step, v_stages)])
-                        plgpu.wgmma_wait(0)
-                        free_last_key(before, step)
-                        if stages == 1:
-                            plgpu.barrier_arrive(k_free.at[0])
-                        plgpu.barrier_arrive(v_free.at[lax.rem(before + step, v_stages)])
-
-                    first, end = own_steps(item, runs, row)
-                    common.loop_over_steps(steps, first, end, work, idle)
-                    plgpu.wgmma_wait(0)
-                    if stages > 1:
-                        plgpu.barrier_arrive(k_free.at[lax.rem(before + steps - 1, stages)])
-                    return dq_acc[...]
-
-                dq = pl.run_scoped(loop, plgpu.ACC((ROWS, size), jnp.float32))
-                inside = common.iota((ROWS, size), 0, row) < item.q_length
-                dq = jnp.where(inside, dq * problem.gradient_scale, 0.0)
-                staged = q_sm.at[q_slot, own]
-                staged[...] = dq.astype(q.dtype)
-                plgpu.commit_smem()
-                valid = jnp.clip(item.q_length - row, 0, ROWS)
-                common.store_rows(staged, dq_ref.at[:, item.head], item.q_start + row, valid, ROWS)
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                plgpu.barrier_arrive(q_free.at[q_slot])
+                walk = _Walk(problem, tiling, at, visit, runs_of(visit.item))
+                walk.store(pl.run_scoped(walk.run, plgpu.ACC((ROWS, size), jnp.float32)), dq_ref)
 
             common.item_loop(table_ref, problem, programs, steps_of, body)
             plgpu.wait_smem_to_gmem(0)
@@ -158,41 +74,10 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
             plgpu.set_max_registers(registers[1], action="decrease")
 
             def body(visit):
-                item, steps, before = visit.item, visit.steps, visit.before
-                q_slot = lax.rem(visit.number, q_stages)
-                runs, kv_head = runs_of(item), lax.div(item.head, group)
-
-                @pl.when(visit.number >= q_stages)
-                def _():
-                    plgpu.barrier_wait(q_free.at[q_slot])
-
-                for w in range(WARPGROUPS):
-                    rows = pl.ds(item.q_start + item.row + w * ROWS, ROWS)
-                    for ref, sm in ((q_ref, q_sm), (do_ref, do_sm)):
-                        plgpu.copy_gmem_to_smem(ref.at[rows, item.head], sm.at[q_slot, w], q_full.at[q_slot])
-                    for ref, sm in zip(sums, (log_sm, delta_sm), strict=False):
-                        plgpu.copy_gmem_to_smem(ref.at[item.head, rows], sm.at[q_slot, w], q_full.at[q_slot])
-
-                def load(step, carry):
-                    first = runs.tile(step) * keys
-                    for ref, sm, full, free, count in (
-                        (k_ref, k_sm, k_full, k_free, stages),
-                        (v_ref, v_sm, v_full, v_free, v_stages),
-                    ):
-                        slot = lax.rem(before + step, count)
-
-                        @pl.when(before + step >= count)
-                        def _(free=free, slot=slot):
-                            plgpu.barrier_wait(free.at[slot])
-
-                        tile = ref.at[pl.ds(item.kv_start + first, keys), kv_head]
-                        common.load_tile(tile, sm.at[slot], full.at[slot], tail, item.kv_length - first)
-                    return carry
-
-                lax.fori_loop(0, steps, load, ())
+                _copy_item((q_ref, k_ref, v_ref, do_ref, *sums), at, visit, runs_of(visit.item), group, tiling)
 
             common.item_loop(table_ref, problem, programs, steps_of, body)
-            common.zero_gaps(gaps_ref, [dq_ref], zeros, programs)
+            memory.zero_gaps(gaps_ref, [dq_ref], programs)
 
     def smem(*shape):
         return plgpu.SMEM(shape, q.dtype, transforms=transforms)
@@ -206,7 +91,6 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
             smem(stages, keys, size),
             smem(v_stages, keys, size),
             plgpu.SMEM((2, q_stages, WARPGROUPS, ROWS), jnp.float32),
-            plgpu.SMEM(common.ZEROS, q.dtype),
             plgpu.Barrier(num_arrivals=2 * (1 + softmax) * WARPGROUPS, num_barriers=q_stages),
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=q_stages),
             plgpu.Barrier(num_barriers=stages),
@@ -221,3 +105,180 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
         thread_name="warpgroup",
         compiler_params=common.PARAMS,
     )(q, k, v, do, *([log_sum, delta] if softmax else []), table, gaps)
+
+
+class _Scratch(NamedTuple):
+    """Shared memory (`sums`: log_sum, delta), and its barriers: full (copied) and free (read)."""
+
+    q: Any
+    do: Any
+    k: Any
+    v: Any
+    sums: Any
+    q_full: Any
+    q_free: Any
+    k_full: Any
+    v_full: Any
+    k_free: Any
+    v_free: Any
+    tail: Any
+
+
+def _copy_item(tiles_of, at, visit, runs, group, tiling):
+    """The copy warpgroup's part of one item."""
+    q_ref, k_ref, v_ref, do_ref, *sums = tiles_of
+    item, steps, before = visit.item, visit.steps, visit.before
+    q_slot, kv_head = lax.rem(visit.number, tiling.q_stages), lax.div(item.head, group)
+
+    @pl.when(visit.number >= tiling.q_stages)
+    def _():
+        plgpu.barrier_wait(at.q_free.at[q_slot])
+
+    for w in range(WARPGROUPS):
+        rows = pl.ds(item.q_start + item.row + w * ROWS, ROWS)
+        for ref, sm in ((q_ref, at.q), (do_ref, at.do)):
+            plgpu.copy_gmem_to_smem(ref.at[rows, item.head], sm.at[q_slot, w], at.q_full.at[q_slot])
+        for number, ref in enumerate(sums):
+            plgpu.copy_gmem_to_smem(ref.at[item.head, rows], at.sums.at[number, q_slot, w], at.q_full.at[q_slot])
+
+    def load(step, carry):
+        first = runs.tile(step) * tiling.keys
+        for ref, sm, full, free, count in (
+            (k_ref, at.k, at.k_full, at.k_free, tiling.stages),
+            (v_ref, at.v, at.v_full, at.v_free, tiling.v_stages),
+        ):
+            slot = lax.rem(before + step, count)
+
+            @pl.when(before + step >= count)
+            def _(free=free, slot=slot):
+                plgpu.barrier_wait(free.at[slot])
+
+            tile = ref.at[pl.ds(item.kv_start + first, tiling.keys), kv_head]
+            memory.load_tile(tile, sm.at[slot], full.at[slot], at.tail, item.kv_length - first)
+        return carry
+
+    lax.fori_loop(0, steps, load, ())
+
+
+class _Walk:
+    """One warpgroup's walk over the key tiles of an item."""
+
+    def __init__(self, problem: Problem, tiling: Tiling, at: _Scratch, visit: common.Visit, runs):
+        self.problem, self.tiling, self.at, self.runs = problem, tiling, at, runs
+        self.item, self.steps, self.before, self.number = visit
+        self.zero = common.hidden_zero(self.item)
+        self.warpgroup = lax.axis_index("warpgroup") + self.zero
+        self.row = self.item.row + self.warpgroup * ROWS
+        self.q_slot = lax.rem(self.number, tiling.q_stages)
+        self.shape = ROWS, tiling.keys
+
+    def own(self, name, step):
+        """This warpgroup's rows, at an address that looks as if it depended on the step (see `common.hidden_zero`)."""
+        return getattr(self.at, name).at[self.q_slot, self.warpgroup + self.zero * step]
+
+    def k_slot(self, step):
+        return lax.rem(self.before + step + self.tiling.stages, self.tiling.stages)
+
+    def v_slot(self, step):
+        return lax.rem(self.before + step, self.tiling.v_stages)
+
+    def own_steps(self):
+        tiles = [self.runs.tile(step) * self.tiling.keys for step in (0, self.steps - 1)]
+        edges = [self.problem.all_hidden(self.item, self.row, ROWS, key, self.tiling.keys) for key in tiles]
+        return common.working_steps(self.steps, self.row >= self.item.q_length, *edges)
+
+    def run(self, dq):
+        """-> dQ, unscaled; `dq` is its accumulator."""
+        plgpu.barrier_wait(self.at.q_full.at[self.q_slot])
+
+        def work(step):
+            ds = self.score_gradient(step)
+            plgpu.wgmma(dq, ds, self.at.k.at[self.k_slot(step)])
+            if self.tiling.stages == 1:
+                plgpu.wgmma_wait(0)
+                self.free_key(step)
+
+        first, end = self.own_steps()
+        common.loop_over_steps(self.steps, first, end, work, self.pass_by)
+        plgpu.wgmma_wait(0)
+        if self.tiling.stages > 1:
+            self.free_key(self.steps - 1)
+        return dq[...]
+
+    def score_gradient(self, step):
+        """S and dP of a step -> dS (dtype of q)."""
+        v_slot = self.v_slot(step) + self.zero * step
+        plgpu.barrier_wait(self.at.k_full.at[self.k_slot(step)])
+        score = matmul.issue(self.own("q", step), self.at.k.at[self.k_slot(step)], transpose_b=True)
+        plgpu.barrier_wait(self.at.v_full.at[v_slot])
+        dp = matmul.issue(self.own("do", step), self.at.v.at[v_slot], transpose_b=True)
+        self.free_last_queries(step)
+        # the slope is held in front of the wait for dP, as in `Walk.scores`
+        slope = lax.optimization_barrier(self.slope(matmul.arrived(score, 1), step))
+        self.free_last_key(step)
+        dp = matmul.arrived(dp, 0)
+        plgpu.barrier_arrive(self.at.v_free.at[v_slot])
+        if self.problem.kind == "softmax":
+            dp = dp - self.by_row(1, step)
+        return (dp * slope).astype(self.at.q.dtype)
+
+    def slope(self, score, step):
+        """What dS takes of a score: twice the activation's slope, or P for softmax; 0 where it is hidden."""
+        first = self.runs.tile(step) * self.tiling.keys
+
+        def select(value, blank):
+            return common.hide(self.problem, self.item, (value,), blank, self.row, ROWS, first, self.tiling.keys)[0]
+
+        if self.problem.kind == "softmax":
+            weight = jnp.exp2(score * (self.problem.scale * common.LOG2_E) - self.by_row(0, step))
+            return select(weight, 0.0)
+        return common.activation_and_slope(self.problem, select(score, common.masked_score(self.problem)))[1]
+
+    def by_row(self, number, step):
+        """log_sum (0) or delta (1), for each score."""
+        own = self.at.sums.at[number, self.q_slot, self.warpgroup + self.zero * step]
+        return lax.broadcast_in_dim(plgpu.load(own, layout=plgpu.Layout.WGMMA.reduce(1)), self.shape, [0])
+
+    def pass_by(self, step):
+        """A step in which this warpgroup sees nothing."""
+        plgpu.barrier_wait(self.at.k_full.at[self.k_slot(step)])
+        plgpu.barrier_wait(self.at.v_full.at[self.v_slot(step)])
+        plgpu.wgmma_wait(0)
+        self.free_last_queries(step)
+        self.free_last_key(step)
+        if self.tiling.stages == 1:
+            self.free_key(step)
+        plgpu.barrier_arrive(self.at.v_free.at[self.v_slot(step)])
+
+    def free_key(self, step):
+        plgpu.barrier_arrive(self.at.k_free.at[self.k_slot(step)])
+
+    def free_last_key(self, step):
+        """The previous step's dQ is done: its K is free."""
+        if self.tiling.stages > 1:
+            pl.when(step > 0)(lambda: self.free_key(step - 1))
+
+    def free_last_queries(self, step):
+        """In the first step: give back Q and dO of the item before, once its dQ has left their tile."""
+        stages = self.tiling.q_stages
+        if stages == 1:
+            return
+
+        @pl.when((step == 0) & (self.number > 0))
+        def _():
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            plgpu.barrier_arrive(self.at.q_free.at[lax.rem(self.number + stages - 1, stages)])
+
+    def store(self, dq, ref):
+        """Write this warpgroup's rows through its Q buffer."""
+        item = self.item
+        inside = common.iota(dq.shape, 0, self.row) < item.q_length
+        dq = jnp.where(inside, dq * self.problem.gradient_scale, 0.0)
+        staged = self.own("q", 0)
+        staged[...] = dq.astype(self.at.q.dtype)
+        plgpu.commit_smem()
+        valid = jnp.clip(item.q_length - self.row, 0, ROWS)
+        memory.store_rows(staged, ref.at[:, item.head], item.q_start + self.row, valid, ROWS)
+        if self.tiling.q_stages == 1:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            plgpu.barrier_arrive(self.at.q_free.at[self.q_slot])

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pallas_kernels.jagged_attention import mosaic_backward, mosaic_dq, mosaic_forward, mosaic_wide, tuning
+from pallas_kernels.jagged_attention import (
+    mosaic_backward,
+    mosaic_dq,
+    mosaic_forward,
+    mosaic_memory,
+    mosaic_wide,
+    tuning,
+)
 from pallas_kernels.jagged_attention.mosaic_common import Problem
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
 from pallas_kernels.jagged_attention.plan import Layout, Plan, padded_rows, plan_of
@@ -169,14 +176,14 @@ def _backward(settings, saved, grad):
     wide = q.shape[2] > 128
     if deterministic or wide or _is_local(problem.mask):
         backward_kv = (mosaic_wide if wide else mosaic_backward).backward_kv
-        dk, dv = backward_kv(*inputs, *by_key, tilings.backward.unfused(), programs)
+        dk, dv = backward_kv(*inputs, *by_key, tilings.backward_kv, programs)
         dq = mosaic_dq.backward_q(*inputs, *by_query, tilings.dq, programs)
     else:
         # Zero only once the gradient is there: else XLA zeroes the buffers of all layers together, at the start.
         zero, _ = jax.lax.optimization_barrier((jnp.float32(0), grad))
         dq_sum = jax.new_ref(jnp.broadcast_to(zero, q.shape))
         dk, dv = mosaic_backward.backward_kv(*inputs, *by_key, tilings.backward, programs, dq_sum)
-        dq = (dq_sum[...] * problem.gradient_scale).astype(q.dtype)
+        dq = (mosaic_memory.in_order(dq_sum[...]) * problem.gradient_scale).astype(q.dtype)
     none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, plan))
     return dq, dk, dv, *none
 

@@ -10,6 +10,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.jagged_attention import mosaic_common as common
+from pallas_kernels.jagged_attention import mosaic_matmul as matmul
+from pallas_kernels.jagged_attention import mosaic_memory as memory
 from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS
 
 TILE = WARPGROUPS * ROWS
@@ -38,11 +40,7 @@ class Tiling:
     @property
     def two_items(self) -> bool:
         """Do K and V of two items have room, so that this item's results may leave while the next one runs?"""
-        return self.late and self.kv_stages >= 4
-
-    def unfused(self) -> Tiling:
-        """The same stages without what only the fused kernel has."""
-        return dataclasses.replace(self, late=False, shared_ds=False)
+        return self.kv_stages >= 4
 
 
 def head_and_row(item, step, runs, group):
@@ -69,7 +67,6 @@ class Walk:
         self.key = item.row + self.warpgroup * ROWS
         self.dtype = scratch["q"].dtype
         self.queries, self.first_query = QUERIES, 0  # whose scores this warpgroup computes, in a step's tile
-        self.score = plgpu.ACC((ROWS, QUERIES), jnp.float32)
         self.size = scratch["q"].shape[-1]
 
     def kv_slot(self, place):
@@ -109,13 +106,11 @@ class Walk:
 
     # matmuls ----------------------------------------------------------------------------------
 
-    def issue_scores(self, acc, step):
-        q_t = self.at["q"].at[self.q_slot(step)].transpose((1, 0))
-        plgpu.wgmma(acc, self.own("k", step), q_t)
+    def issue_scores(self, step):
+        return matmul.issue(self.own("k", step), self.at["q"].at[self.q_slot(step)], transpose_b=True)
 
-    def issue_dp(self, acc, step):
-        do_t = self.at["do"].at[self.do_slot(step)].transpose((1, 0))
-        plgpu.wgmma(acc, self.own("v", step), do_t)
+    def issue_dp(self, step):
+        return matmul.issue(self.own("v", step), self.at["do"].at[self.do_slot(step)], transpose_b=True)
 
     def issue_dv(self, acc, weights, step):
         plgpu.wgmma(acc, weights, self.at["do"].at[self.do_slot(step)])
@@ -125,13 +120,10 @@ class Walk:
             ds = self.at["ds"].at[lax.rem(self.before + step, 2), pl.ds(self.warpgroup * ROWS, ROWS)]
         plgpu.wgmma(acc, ds, self.at["q"].at[self.q_slot(step)])
 
-    def issue_dq(self, acc, step):
+    def issue_dq(self, step):
         columns = self.size // WARPGROUPS
-        ds_t = self.at["ds"].at[lax.rem(self.before + step, 2)].transpose((1, 0))
-        plgpu.wgmma(acc, ds_t, self.at["kv"].at[self.kv_slots["k"], :, pl.ds(self.who(step) * columns, columns)])
-
-    def dq_accumulator(self):
-        return plgpu.ACC((QUERIES, self.size // WARPGROUPS), jnp.float32)
+        own = self.at["kv"].at[self.kv_slots["k"], :, pl.ds(self.who(step) * columns, columns)]
+        return matmul.issue(self.at["ds"].at[lax.rem(self.before + step, 2)], own, transpose_a=True)
 
     # elementwise ------------------------------------------------------------------------------
 
@@ -181,14 +173,10 @@ class Walk:
 
     def add_late_dq(self, step):
         """dQ of a step whose dS is shared, with no other work beside it."""
-
-        def run(dq_acc):
-            self.wait_ds(step)
-            self.issue_dq(dq_acc, step)
-            self.claim_staging()
-            self.add_dq(plgpu.wgmma_accumulator_load(dq_acc, wait_n=0), step)
-
-        pl.run_scoped(run, self.dq_accumulator())
+        self.wait_ds(step)
+        dq = self.issue_dq(step)
+        self.claim_staging()
+        self.add_dq(matmul.arrived(dq, 0), step)
 
     def wait_ds(self, step):
         plgpu.barrier_wait(self.at["ds_full"].at[lax.rem(self.before + step, 2)])
@@ -200,7 +188,7 @@ class Walk:
     def add_dq(self, dq, step):
         """dQ's tile: this warpgroup's columns of all 64 queries, through shared memory that `claim_staging` found free."""
         staged = self.at["dq"].at[self.who(step)]
-        staged[...] = dq
+        memory.stage(staged, dq)
         plgpu.commit_smem()
         head, row = head_and_row(self.item, step, self.runs, self.group)
         columns = self.size // WARPGROUPS
@@ -213,8 +201,14 @@ class Walk:
         """work(step) in the steps that are this warpgroup's, idle(step) in the others."""
         first, end = self.own_steps()
         self.wait_keys("k")
-        pl.when(first > 0)(lambda: self.wait_keys("v"))  # else the first step's work does
+        pl.when(first > 0)(self.begin)  # else the first step's work does
         common.loop_over_steps(self.steps, first, end, work, idle)
+
+    def begin(self):
+        """What the first step waits for besides its own loads."""
+        self.wait_keys("v")
+        if self.tiling.two_items:
+            self.free_last_keys()
 
     def pass_by(self, step):
         """Wait for the loads of an idle step, and give back the Q of the step before."""
@@ -228,7 +222,7 @@ class Walk:
 
         def work(step):
             self.wait("q", self.q_slot(step))
-            ds = pl.run_scoped(lambda s, dp: self.scores(s, dp, dv, step), self.score, self.score)
+            ds = self.scores(dv, step)
             do_free = self.at["do_free"].at[self.do_slot(step)]
             if self.dq_ref is None:
                 self.issue_dk(dk, ds, step)
@@ -236,17 +230,13 @@ class Walk:
                 plgpu.barrier_arrive(do_free)
                 return
             self.share_ds(ds, step)
-
-            def products(dq_acc):
-                self.issue_dk(dk, ds, step)  # needs nothing of the other warpgroup
-                self.wait_ds(step)
-                self.issue_dq(dq_acc, step)
-                self.claim_staging()
-                dq = plgpu.wgmma_accumulator_load(dq_acc, wait_n=0)
-                plgpu.barrier_arrive(do_free)
-                return dq
-
-            self.add_dq(pl.run_scoped(products, self.dq_accumulator()), step)
+            self.issue_dk(dk, ds, step)  # needs nothing of the other warpgroup
+            self.wait_ds(step)
+            dq = self.issue_dq(step)
+            self.claim_staging()
+            dq = matmul.arrived(dq, 0)
+            plgpu.barrier_arrive(do_free)
+            self.add_dq(dq, step)
 
         def idle(step):
             self.pass_by(step)
@@ -258,24 +248,20 @@ class Walk:
         self.over_steps(work, idle)
         return self.finish(dk, dv)
 
-    def scores(self, s_acc, dp_acc, dv, step):
+    def scores(self, dv, step):
         """S, dP and dV of a step -> dS (dtype of q)."""
-        self.issue_scores(s_acc, step)
+        score = self.issue_scores(step)
 
-        @pl.when(step == 0)
-        def _():
-            self.wait_keys("v")
-
+        pl.when(step == 0)(self.begin)
         self.wait("do", self.do_slot(step))
-        self.issue_dp(dp_acc, step)
-        score = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
+        dp = self.issue_dp(step)
+        score = matmul.arrived(score, 1)
         # The activation is held in front of the wait for dP: LLVM minds the barrier, ptxas the end of a basic block that
         # the branch in `free_last_q` makes.
         weights, kept = lax.optimization_barrier(self.weigh(score, step))
         self.free_last_q(step)
         self.issue_dv(dv, weights, step)
-        dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=1)
-        return self.score_gradient(dp, kept, step)
+        return self.score_gradient(matmul.arrived(dp, 1), kept, step)
 
     def free_last_q(self, step):
         """The previous step's dK is done: its Q is free."""
@@ -288,45 +274,33 @@ class Walk:
         """-> dK and dV, unscaled; dQ of a step inside the next one."""
         self.wait_keys("k")
 
-        def first_weights(s_acc, dp_acc):
-            self.issue_scores(s_acc, 0)
+        def first_weights():
+            score = self.issue_scores(0)
             self.wait_keys("v")
             self.wait("do", self.do_slot(0))
-            self.issue_dp(dp_acc, 0)
-            return self.weigh(plgpu.wgmma_accumulator_load(s_acc, wait_n=1), 0)
+            dp = self.issue_dp(0)
+            return *self.weigh(matmul.arrived(score, 1), 0), dp
 
-        def weights_and_dq(s_acc, dp_acc, step):
+        def weights_and_dq(step):
             """P of a step, under its dP and the step before's dQ."""
-            self.issue_scores(s_acc, step)
+            score = self.issue_scores(step)
             self.wait("do", self.do_slot(step))
-            self.issue_dp(dp_acc, step)
-
-            def run(dq_acc):
-                self.wait_ds(step - 1)
-                self.issue_dq(dq_acc, step - 1)
-                self.claim_staging()
-                score = plgpu.wgmma_accumulator_load(s_acc, wait_n=2)
-                # dK of the previous step is done: its Q is free
-                plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step - 1)])
-                weights, kept = lax.optimization_barrier(self.weigh(score, step))
-                return weights, kept, plgpu.wgmma_accumulator_load(dq_acc, wait_n=0)
-
-            return pl.run_scoped(run, self.dq_accumulator())
+            dp = self.issue_dp(step)
+            self.wait_ds(step - 1)
+            dq = self.issue_dq(step - 1)
+            self.claim_staging()
+            score = matmul.arrived(score, 2)
+            # dK of the previous step is done: its Q is free
+            plgpu.barrier_arrive(self.at["q_free"].at[self.q_slot(step - 1)])
+            weights, kept = lax.optimization_barrier(self.weigh(score, step))
+            return weights, kept, dp, matmul.arrived(dq, 0)
 
         def step_body(step, first):
             self.wait("q", self.q_slot(step))
-
-            def gradient(dp_acc):
-                if first:
-                    weights, kept = pl.run_scoped(lambda s: first_weights(s, dp_acc), self.score)
-                else:
-                    weights, kept, dq = pl.run_scoped(lambda s: weights_and_dq(s, dp_acc, step), self.score)
-                dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
-                return weights, self.score_gradient(dp, kept, step), None if first else dq
-
-            weights, ds, dq = pl.run_scoped(gradient, self.score)
+            weights, kept, dp, *dq = first_weights() if first else weights_and_dq(step)
+            ds = self.score_gradient(matmul.arrived(dp, 0), kept, step)
             if not first:
-                self.add_dq(dq, step - 1)
+                self.add_dq(dq[0], step - 1)
             self.share_ds(ds, step)
             self.issue_dv(dv, weights, step)
             self.issue_dk(dk, ds, step)
@@ -361,7 +335,7 @@ class Walk:
         staged[0][...] = (sums[0] * problem.gradient_scale).astype(self.dtype)
         plgpu.commit_smem()
         for tile, out in zip(staged, outs, strict=True):
-            common.store_rows(tile, out.at[:, item.head], item.kv_start + self.key, valid, ROWS)
+            memory.store_rows(tile, out.at[:, item.head], item.kv_start + self.key, valid, ROWS)
         if not self.tiling.two_items:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             self.free_keys(*self.kv_slots.values())

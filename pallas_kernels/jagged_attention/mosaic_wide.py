@@ -17,11 +17,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.jagged_attention import mosaic_common as common
+from pallas_kernels.jagged_attention import mosaic_matmul as matmul
+from pallas_kernels.jagged_attention import mosaic_memory as memory
 from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem, Visit
 from pallas_kernels.jagged_attention.mosaic_walk import QUERIES, TILE, Tiling, Walk, head_and_row
 
 HALVES = TILE // ROWS  # an item of the work list is done in two parts of 64 keys
-NAMES = ("q", "do", "k", "v", "zeros", "p", "ds", "sums")
+NAMES = ("q", "do", "k", "v", "p", "ds", "sums")
 BARRIERS = ("k_full", "v_full", "q_full", "do_full", "q_free", "do_free", "kv_free", "tail", "shared")
 
 
@@ -80,11 +82,11 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
                 _copy_part(tiles_of, scratch, visit, runs_of(visit.item), group, tiling)
 
             common.item_loop(table_ref, problem, programs, steps_of, lambda visit: by_half(visit, part))
-            common.zero_gaps(gaps_ref, outs, scratch["zeros"], programs)
+            memory.zero_gaps(gaps_ref, outs, programs)
 
     def smem(*shape):
         # P and dS are written in slices of 32 columns, whole tiles of a 64-byte swizzle; a matmul's operands share one
-        return plgpu.SMEM(shape, q.dtype, transforms=common.tiled(q.dtype, 64))
+        return plgpu.SMEM(shape, q.dtype, transforms=memory.tiled(q.dtype, 64))
 
     q_stages, do_stages, copies = tiling.q_stages, tiling.do_stages, 1 + softmax
     arguments = [q, k, v, do] + [log_sum, delta] * softmax + [table, gaps]
@@ -96,7 +98,6 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
             smem(do_stages, QUERIES, size),
             smem(ROWS, size),
             smem(ROWS, size),
-            plgpu.SMEM(common.ZEROS, q.dtype),
             smem(2, ROWS, QUERIES),
             smem(2, ROWS, QUERIES),
             plgpu.SMEM((q_stages + do_stages, QUERIES), jnp.float32),
@@ -134,7 +135,7 @@ def _copy_part(tiles_of, scratch, visit, runs, group, tiling):
             def _(name=name, slot=slot):
                 plgpu.barrier_wait(scratch[f"{name}_free"].at[slot])
 
-            common.load_tile(ref.at[rows, head], scratch[name].at[slot], full, scratch["tail"], item.q_length - row)
+            memory.load_tile(ref.at[rows, head], scratch[name].at[slot], full, scratch["tail"], item.q_length - row)
             if sums:
                 target = scratch["sums"].at[number * tiling.q_stages + slot]
                 plgpu.copy_gmem_to_smem(sums[number].at[head, rows], target, full)
@@ -146,7 +147,7 @@ def _copy_part(tiles_of, scratch, visit, runs, group, tiling):
     keys = pl.ds(item.kv_start + item.row, ROWS)
     for name, ref in (("k", k_ref), ("v", v_ref)):
         tile, end = ref.at[keys, item.head], item.kv_length - item.row
-        common.load_tile(tile, scratch[name], scratch[f"{name}_full"], scratch["tail"], end)
+        memory.load_tile(tile, scratch[name], scratch[f"{name}_full"], scratch["tail"], end)
     lax.fori_loop(first, visit.steps, load, ())
 
 
@@ -171,12 +172,11 @@ class _WideWalk(Walk):
         """-> dK and dV of this warpgroup's columns, unscaled."""
         plgpu.barrier_wait(self.at["k_full"])
         plgpu.barrier_wait(self.at["v_full"])
-        score = plgpu.ACC((ROWS, self.queries), jnp.float32)
 
         def body(step, carry):
             slot = lax.rem(self.before + step, 2)
             q, do = self.at["q"].at[self.q_slot(step)], self.at["do"].at[self.do_slot(step)]
-            pl.run_scoped(lambda s, dp: self.share(s, dp, q, do, slot, step), score, score)
+            self.share(q, do, slot, step)
             plgpu.wgmma(dv, self.at["p"].at[slot], do.at[:, self.own_columns(step)])
             plgpu.wgmma(dk, self.at["ds"].at[slot], q.at[:, self.own_columns(step)])
             plgpu.wgmma_wait(0)
@@ -187,17 +187,16 @@ class _WideWalk(Walk):
         lax.fori_loop(0, self.steps, body, ())
         return dk[...], dv[...]
 
-    def share(self, s_acc, dp_acc, q, do, slot, step):
+    def share(self, q, do, slot, step):
         """P and dS of this warpgroup's queries to shared memory; returns when both have done so."""
         own = pl.ds(self.who(step) * self.queries, self.queries)
         self.wait("q", self.q_slot(step))
-        plgpu.wgmma(s_acc, self.keys("k", step), q.at[own].transpose((1, 0)))
+        score = matmul.issue(self.keys("k", step), q.at[own], transpose_b=True)
         self.wait("do", self.do_slot(step))
-        plgpu.wgmma(dp_acc, self.keys("v", step), do.at[own].transpose((1, 0)))
-        weights, kept = self.weigh(plgpu.wgmma_accumulator_load(s_acc, wait_n=1), step)
+        dp = matmul.issue(self.keys("v", step), do.at[own], transpose_b=True)
+        weights, kept = self.weigh(matmul.arrived(score, 1), step)
         self.at["p"].at[slot, :, own][...] = weights
-        dp = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
-        self.at["ds"].at[slot, :, own][...] = self.score_gradient(dp, kept, step)
+        self.at["ds"].at[slot, :, own][...] = self.score_gradient(matmul.arrived(dp, 0), kept, step)
         plgpu.commit_smem()
         self.meet()
 
@@ -221,7 +220,7 @@ class _WideWalk(Walk):
 
             @pl.when(self.warpgroup == number)
             def _(name=name, out=out, to=to):
-                common.store_rows(self.at[name], out.at[:, item.head], to, valid, ROWS)
+                memory.store_rows(self.at[name], out.at[:, item.head], to, valid, ROWS)
 
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         plgpu.barrier_arrive(self.at["kv_free"])

@@ -11,18 +11,22 @@ import pathlib
 import warnings
 from typing import NamedTuple
 
-from pallas_kernels.jagged_attention import mosaic_dq, mosaic_forward, mosaic_walk
+from pallas_kernels.jagged_attention import mosaic_dq, mosaic_pipe, mosaic_walk
 
 FOLDER = pathlib.Path(__file__).parent / "tuning"
 DEFAULT = "nvidia_h200"
 
 
 class Tilings(NamedTuple):
-    """How the kernels run for one head size; softmax's row sums want other steps of the forward pass than the rest."""
+    """How the kernels run for one head size; softmax's row sums want other steps of the forward pass than the rest.
 
-    forward: mosaic_forward.Tiling
-    forward_softmax: mosaic_forward.Tiling
-    backward: mosaic_walk.Tiling
+    `backward` is with dQ fused (None for heads of 256, whose dQ is not), `backward_kv` without.
+    """
+
+    forward: mosaic_pipe.Tiling
+    forward_softmax: mosaic_pipe.Tiling
+    backward: mosaic_walk.Tiling | None
+    backward_kv: mosaic_walk.Tiling
     dq: mosaic_dq.Tiling
 
 
@@ -59,8 +63,9 @@ def tilings(device_kind: str, head_size: int) -> Tilings:
         return tried
     row = _table(file_name(device_kind))[str(head_size)]
     return Tilings(
-        forward=mosaic_forward.Tiling(**row["forward"]),
-        forward_softmax=mosaic_forward.Tiling(**row["forward_softmax"]),
-        backward=mosaic_walk.Tiling(**row["backward"]),
+        forward=mosaic_pipe.Tiling(**row["forward"]),
+        forward_softmax=mosaic_pipe.Tiling(**row["forward_softmax"]),
+        backward=mosaic_walk.Tiling(**row["backward"]) if "backward" in row else None,
+        backward_kv=mosaic_walk.Tiling(**row["backward_kv"]),
         dq=mosaic_dq.Tiling(**row["dq"]),
     )

@@ -31,6 +31,9 @@ from pallas_kernels.jagged_attention import (
     mosaic_dq,
     mosaic_forward,
     mosaic_gpu,
+    mosaic_matmul,
+    mosaic_memory,
+    mosaic_pipe,
     mosaic_walk,
     mosaic_wide,
     tuning,
@@ -138,7 +141,8 @@ class Accumulator:
 
     def __getitem__(self, index):
         assert index is Ellipsis
-        return wgmma_accumulator_load(self, wait_n=0)
+        wgmma_wait(0)
+        return _read(self)
 
     def __setitem__(self, index, values):
         assert index is Ellipsis
@@ -214,10 +218,38 @@ def wgmma_wait(n):
             acc.values += a @ b
 
 
-def wgmma_accumulator_load(acc, wait_n=0):
-    wgmma_wait(wait_n)
+def _read(acc):
     assert all(other is not acc for other, _, _ in _here.matmuls), "an accumulator is read before its matmul is done"
     return jnp.asarray(acc.values.copy())
+
+
+def issue(a, b, transpose_a=False, transpose_b=False):
+    """`mosaic_matmul.issue`: -> an accumulator, which nothing but `arrived` can read."""
+    a, b = (x.transpose((1, 0)) if transpose else x for x, transpose in ((a, transpose_a), (b, transpose_b)))
+    acc = Accumulator((a.shape[0], b.shape[1]))
+    wgmma(acc, a, b)
+    return acc
+
+
+def arrived(product, wait_n):
+    wgmma_wait(wait_n)
+    return _read(product)
+
+
+def stage(ref, values):
+    """`mosaic_memory.stage`: rows of a group of 8 in another order."""
+    order = np.arange(values.shape[0]).reshape(-1, 2, 4).swapaxes(1, 2).reshape(-1)
+    ref.write(np.asarray(values)[order])
+
+
+def zero_rows_from(tile, first):
+    """`mosaic_memory.zero_rows_from`."""
+    tile.at[real_pl.ds(int(max(first, 0)), tile.shape[0] - int(max(first, 0)))].write(0)
+
+
+def zero_rows(ref):
+    """`mosaic_memory.zero_rows`."""
+    ref.write(0)
 
 
 # copies --------------------------------------------------------------------------------------------
@@ -354,7 +386,6 @@ SHIMS: dict[str, Any] = dict(
         barrier_arrive=barrier_arrive,
         wgmma=wgmma,
         wgmma_wait=wgmma_wait,
-        wgmma_accumulator_load=wgmma_accumulator_load,
         copy_gmem_to_smem=copy_gmem_to_smem,
         copy_smem_to_gmem=copy_smem_to_gmem,
         wait_smem_to_gmem=wait_smem_to_gmem,
@@ -374,7 +405,24 @@ SHIMS: dict[str, Any] = dict(
         optimization_barrier=lambda x: x,
     ),
 )
-MODULES = (mosaic_common, mosaic_forward, mosaic_backward, mosaic_walk, mosaic_dq, mosaic_wide)
+MODULES = (
+    mosaic_common,
+    mosaic_matmul,
+    mosaic_pipe,
+    mosaic_memory,
+    mosaic_forward,
+    mosaic_backward,
+    mosaic_walk,
+    mosaic_dq,
+    mosaic_wide,
+)
+INLINE = (  # replaced by the functions of these names here
+    (mosaic_matmul, "issue"),
+    (mosaic_matmul, "arrived"),
+    (mosaic_memory, "stage"),
+    (mosaic_memory, "zero_rows"),
+    (mosaic_memory, "zero_rows_from"),
+)
 JITTED = (
     (mosaic_forward, "forward"),
     (mosaic_backward, "backward_kv"),
@@ -396,6 +444,7 @@ def emulated(programs: int = 3):
     """Within it, `implementation="mosaic_gpu"` runs here, outside of jit, as on a GPU of `programs` multiprocessors."""
     new: list[tuple[Any, str, Any]] = [(mosaic_gpu, "_run", functools.partial(_run, programs))]
     new += [(module, name, SHIMS[name]) for module in MODULES for name in SHIMS if hasattr(module, name)]
+    new += [(module, name, globals()[name]) for module, name in INLINE]
     new += [(module, name, getattr(module, name).__wrapped__) for module, name in JITTED]
     saved = [(module, name, getattr(module, name)) for module, name, _ in new]
     try:

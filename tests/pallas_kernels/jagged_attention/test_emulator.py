@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.jagged_attention import mosaic_common, mosaic_forward, mosaic_walk
+from pallas_kernels.jagged_attention import mosaic_common, mosaic_memory, mosaic_pipe, mosaic_walk
 from tests.pallas_kernels.jagged_attention import emulator
 from tests.pallas_kernels.jagged_attention.cases import Case
 from tests.pallas_kernels.jagged_attention.test_contract import EMULATED, assert_contract
@@ -16,12 +16,12 @@ def _free_at_once(walk):
 
 FAULTS = {
     "V is given back before the product has read it": (
-        mosaic_forward._Pipe,
+        mosaic_pipe.Pipe,
         "finish_values",
         lambda self, step: emulator.barrier_arrive(self.at.v_free.at[self.slot(step)]),
     ),
-    "a sequence's end is not cleaned": (mosaic_common, "_zero_rows_from", lambda tile, first: None),
-    "gaps are not zeroed": (mosaic_common, "zero_gaps", lambda *arguments: None),
+    "a sequence's end is not cleaned": (emulator, "zero_rows_from", lambda tile, first: None),
+    "gaps are not zeroed": (mosaic_memory, "zero_gaps", lambda *arguments: None),
     "K and V are given back before the last results have left their tiles": (
         mosaic_walk.Walk,
         "free_last_keys",

@@ -25,19 +25,19 @@ pytestmark = [
 
 # bytes of spills ptxas may report: what there is sits outside the loops over tiles
 LIMITS = {
-    ("silu", 64): 16,
-    ("silu", 128): 64,
-    ("silu", 256): 32,
+    ("silu", 64): 8,
+    ("silu", 128): 40,
+    ("silu", 256): 0,
     ("softmax", 64): 16,
-    ("softmax", 128): 96,
-    ("softmax", 256): 32,
+    ("softmax", 128): 56,
+    ("softmax", 256): 0,
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "size", "deterministic", "gpu", "window"),
     [(*key, deterministic, "NVIDIA H200", 0) for key in LIMITS for deterministic in (False, True)]
-    + [(kind, 128, False, "NVIDIA H200", 512) for kind in ("silu", "softmax")]
+    + [(kind, size, False, "NVIDIA H200", 512) for kind, size in LIMITS if size < 256]
     + [("silu", 128, False, "NVIDIA H100 80GB HBM3", 0)],
 )
 def test_no_serialised_matmuls_and_few_spills(kind, size, deterministic, gpu, window):
