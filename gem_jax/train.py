@@ -100,6 +100,8 @@ def train(config: Config, *, resume: bool = False, console: Console | None = Non
     started = time.perf_counter()
     console = console or Console()
 
+    _check_dtype(config)
+
     # --- Data: examples by index, shuffled and packed into batches of static shape --------------------------------------------
     splits = config.data.build()
     _check_names(config, splits)
@@ -239,6 +241,18 @@ def base_rate_logits(source: Source, limit: int = 20_000) -> np.ndarray:
 
 def _passed(every: int | None, before: int, now: int) -> bool:
     return every is not None and before // every < now // every
+
+
+def _check_dtype(config: Config) -> None:
+    """XLA's fused matmuls (YNNPACK) of bfloat16 end the process on a CPU, without a word: seen with jax 0.11.2."""
+    unfused = "--xla_cpu_experimental_ynn_fusion_type="
+    if config.train.compute_dtype != "bfloat16" or jax.default_backend() != "cpu":
+        return
+    if unfused not in os.environ.get("XLA_FLAGS", "").split():
+        raise ConfigError(
+            "train.compute_dtype=bfloat16 would crash XLA on a CPU; leave it float32, or set XLA_FLAGS to "
+            f"'{unfused}' before Python starts, which turns off the fused matmuls that crash"
+        )
 
 
 def _check_names(config: Config, splits: Splits) -> None:

@@ -209,3 +209,13 @@ def test_a_model_whose_evaluation_is_not_finite(here, capfd):
     assert main([str(here / "config.py"), "optimizer.learning_rate=100", "optimizer.clip_norm=1e9"]) == 1
     err = capfd.readouterr().err
     assert re.fullmatch("diverged: .* logits of an evaluated batch are not finite; lower optimizer.learning.*\n", err)
+
+
+def test_bfloat16_on_a_cpu(here, capfd, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    line = refused(here, capfd, "train.compute_dtype=bfloat16")
+    assert "--xla_cpu_experimental_ynn_fusion_type=" in line
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
+    assert (
+        main([str(here / "config.py"), "train.compute_dtype=bfloat16"]) == 0
+    )  # XLA has read its flags: this model has no matmul
