@@ -55,7 +55,9 @@ def arrived(product: Array, wait_n: int) -> Array:
 
 
 class _Descriptor:
-    """An operand in shared memory: its descriptor, and what each instruction adds to it."""
+    """An operand in shared memory: its descriptor, and what each instruction adds to that."""
+
+    constraint = "l"
 
     def __init__(self, ref, swizzle, transpose, is_left):
         if transpose:
@@ -73,14 +75,15 @@ class _Descriptor:
         self.offsets = [step >> 4 for step in steps]  # descriptors count 16 bytes
         self.turned = [int(fastest != mma_utils.Dim.K)]
 
-    def operand(self, names, number):
-        """(PTX that makes the operand of an instruction, the operand)."""
-        return f"add.s64 {names[0]}_at, {names[1]}, {self.offsets[number]};", f"{names[0]}_at"
+    def operand(self, name, places, number):
+        """(PTX that makes the operand of an instruction, the operand); `places` are those of `arguments`."""
+        return f"add.s64 {name}_at, {places[0]}, {self.offsets[number]};", f"{name}_at"
 
 
 class _Registers:
-    """A left operand in registers."""
+    """A left operand in registers, four an instruction."""
 
+    constraint = "r"
     turned: tuple[int, ...] = ()
 
     def __init__(self, array):
@@ -89,15 +92,16 @@ class _Registers:
         pieces = [array[:, i : i + DEPTH].registers.flat for i in range(0, array.shape[1], DEPTH)]
         self.arguments = [utils.bitcast(x, i32) for piece in pieces for x in piece]
 
-    def operand(self, names, number):
-        return "", "{" + ", ".join(names[1:][4 * number : 4 * number + 4]) + "}"
+    def operand(self, name, places, number):
+        return "", "{" + ", ".join(places[4 * number : 4 * number + 4]) + "}"
 
 
 def _begin(left, right, n, dtype):
+    """Issue the instructions; the first overwrites."""
     f32 = ir.VectorType.get((1,), ir.F32Type.get())
     count = n // 2  # registers of the result
     places = [f"${i}" for i in range(count + len(left.arguments) + 1)]
-    result, a_names, b_name = "{" + ", ".join(places[:count]) + "}", places[count:-1], places[-1]
+    result, a_places, b_places = "{" + ", ".join(places[:count]) + "}", places[count:-1], places[-1:]
     flags = ", ".join(map(str, (1, 1, *left.turned, *right.turned)))
     lines = [
         ".reg .pred adds, overwrites; .reg .b64 a_at, b_at;",
@@ -105,12 +109,12 @@ def _begin(left, right, n, dtype):
         "wgmma.fence.sync.aligned;",
     ]
     for number in range(len(right.offsets)):
-        (make_a, a), (make_b, b) = left.operand(["a", *a_names], number), right.operand(["b", b_name], number)
+        (make_a, a), (make_b, b) = left.operand("a", a_places, number), right.operand("b", b_places, number)
         into = "adds" if number else "overwrites"
         lines += [make_a, make_b, f"wgmma.mma_async.sync.aligned.m64n{n}k{DEPTH}.f32.{dtype}.{dtype}"]
         lines += [f"{result}, {a}, {b}, {into}, {flags};"]
     lines += ["wgmma.commit_group.sync.aligned;"]
-    constraints = ["=f"] * count + [("r" if left.turned == () else "l")] * len(left.arguments) + ["l"]
+    constraints = ["=f"] * count + [left.constraint] * len(left.arguments) + [right.constraint]
     registers = llvm.inline_asm(
         llvm.StructType.get_literal([f32] * count),
         [*left.arguments, *right.arguments],

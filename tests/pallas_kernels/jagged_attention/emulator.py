@@ -6,7 +6,8 @@ unkind as the chip may be: a matmul reads its operands, and a copy out its sourc
 in lands at once; barriers have parity only; shared memory starts as NaN. So a missing wait, a tile freed too early
 or a barrier that is a phase off gives wrong numbers, an error or a deadlock (reported after `PATIENCE_S`).
 
-What it cannot see: timing, registers, the fences between memory proxies.
+What it cannot see: timing, registers, the fences between memory proxies, and the addresses in functions that are written
+in the GPU's own instructions (`INLINE`), which have stand-ins here.
 """
 
 from __future__ import annotations
