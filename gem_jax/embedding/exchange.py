@@ -54,7 +54,8 @@ def route(addresses: Int[Array, " R"], num_shards: int, slots: int) -> Routes:
     distinct = jnp.full(size, NOWHERE, jnp.int32).at[segment].set(sorted_keys, indices_are_sorted=True)
     place = jnp.where(sorted_keys == NOWHERE, size, segment)
     lookup = jnp.zeros(size, jnp.int32).at[order].set(place, unique_indices=True)
-    edges = jnp.searchsorted(distinct, slots * jnp.arange(num_shards + 1, dtype=jnp.int32)).astype(jnp.int32)
+    firsts = slots * jnp.arange(num_shards + 1, dtype=jnp.int32)
+    edges = jnp.searchsorted(distinct, firsts, method="scan_unrolled").astype(jnp.int32)
     return Routes(
         distinct=distinct, order=order, segment=segment, lookup=lookup, start=edges[:-1], count=jnp.diff(edges)
     )
@@ -111,7 +112,7 @@ class Padded:
         num_shards = self.routes.start.shape[0]
         returned = jax.lax.all_to_all(values.reshape(num_shards, self.capacity, *values.shape[1:]), SHARD, 0, 0)
         place = jnp.arange(self.routes.distinct.shape[0], dtype=jnp.int32)
-        owner = jnp.searchsorted(self.routes.start + self.routes.count, place, side="right")
+        owner = jnp.searchsorted(self.routes.start + self.routes.count, place, side="right", method="scan_unrolled")
         index = owner * self.capacity + place - self.routes.start[jnp.minimum(owner, num_shards - 1)]
         index = jnp.where(owner < num_shards, index, values.shape[0])
         return returned.reshape(values.shape).at[index].get(mode="fill", fill_value=0.0)

@@ -169,7 +169,7 @@ def _over_tiles(function, q, layout, static):
     tiles = (lengths + TILE - 1) // TILE
     ends = jnp.cumsum(tiles)
     tile = jnp.arange(-(-num_rows // TILE) + starts.shape[0])
-    own = jnp.minimum(jnp.searchsorted(ends, tile, side="right"), starts.shape[0] - 1)
+    own = jnp.minimum(jnp.searchsorted(ends, tile, side="right", method="scan_unrolled"), starts.shape[0] - 1)
     row = (tile - (ends - tiles)[own]) * TILE
     length = jnp.where(tile < ends[-1], lengths[own], 0)
     _, count = _span(static, layout, 0, is_key_tile=True)

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import re
 
 import jax
 import numpy as np
@@ -134,3 +135,9 @@ def test_no_array_of_a_tables_size_is_made(scheme, fully_sharded):
     state_bytes = shard_bytes + rows * 4 / (1 if scheme == "columns" else 4)
     allowed = 1.1 * state_bytes if fully_sharded else 0.5 * shard_bytes
     assert memory.temp_size_in_bytes < allowed, (memory.temp_size_in_bytes, shard_bytes)
+
+
+def test_searches_are_no_loops():
+    """On a GPU a loop launches its kernels anew for each bisection; unrolled, they are one kernel."""
+    compiled = compiled_step(1, 8)[2]
+    assert not re.search(r'op_name="[^"]*searchsorted[^"]*/while', compiled.as_text())
