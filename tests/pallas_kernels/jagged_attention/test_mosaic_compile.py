@@ -55,6 +55,16 @@ def test_softmax_weights_are_narrowed_two_at_a_time(tmp_path):
     assert "cvt.rn.bf16x2.f32" in ptx and "cvt.rn.bf16.f32" not in ptx
 
 
+def test_registers_are_neither_zeroed_nor_exchanged(tmp_path):
+    """Each was a tenth of the backward pass's instructions, and nothing but the speed shows it."""
+    _compile("silu", 128, False, "NVIDIA H200", dump=tmp_path)
+    [ptx] = [path.read_text() for path in tmp_path.glob("*backward*.ptx")]
+    # the scores, their gradients and dQ overwrite their registers; Pallas's own matmul, whose predicate is p, always adds
+    assert "m64n64k16" in ptx and not re.search(r"m64n64k16[^;]*, p, ", ptx)
+    # dQ is staged without choosing between registers; masks do
+    assert ptx.count("selp") <= 96
+
+
 def test_layers_share_work_list_compiled_kernels_and_memory():
     """Without `plan=`, and without anything said: XLA merges the equal lists, jax traces a kernel once, and one layer's
     float32 dQ is zeroed when the last one's is done with."""
