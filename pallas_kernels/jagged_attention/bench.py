@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.jagged_attention import Mask, api, make_plan, mosaic_gpu, tuning
+from pallas_kernels.jagged_attention import Mask, api, bench_step, make_plan, mosaic_gpu, tuning
 
 BATCH = 32
 BURSTS, SAMPLES, CALLS, SAMPLE_MS, REST_S = 4, 5, 10, 10.0, 0.2
@@ -96,6 +96,7 @@ CASES = (
     Case("silu", 128, 4096, implementation="triton"),
     Case("silu", 128, 2048, implementation="xla"),
 )
+STEP = bench_step.Step()
 
 
 def rows(commit: str = "") -> Iterator[dict]:
@@ -132,6 +133,13 @@ def rows(commit: str = "") -> Iterator[dict]:
         build = jax.jit(functools.partial(make_plan, num_rows=total, heads=4))
         ms = milliseconds(*_warm(build, offsets, own))
         yield dict(op="make_plan", max_len=max_len, lengths=lengths, ms=round(ms, 4), **common)
+    try:
+        for plan, (function, arguments) in bench_step.calls(STEP).items():
+            ms = milliseconds(*_warm(function, *arguments))
+            described = dict(layers=STEP.layers, max_len=STEP.max_len, lengths="full", plan=plan)
+            yield dict(op="train_step", **described, ms=round(ms, 4), **common)
+    except NotImplementedError as error:
+        print(f"skipped {STEP}: {error}")
 
 
 def _prepared(work: list[tuple[Case, str]]) -> list[tuple[Case, str, tuple]]:
@@ -152,7 +160,8 @@ def _prepared(work: list[tuple[Case, str]]) -> list[tuple[Case, str, tuple]]:
 def line(row: dict) -> str:
     """A row for the terminal."""
     if "tflops" not in row:
-        return f"{row['op']} {row['max_len']} {row['lengths']}: {row['ms']:.3f} ms"
+        plan = f", work list {row['plan']}" if "plan" in row else ""
+        return f"{row['op']} {row['max_len']} {row['lengths']}{plan}: {row['ms']:.3f} ms"
     if row["op"] == "matmul":
         return f"bf16 matmul: {row['tflops']:.0f} TFLOP/s"
     beside = f"  cuDNN {row['cudnn_tflops']:.0f}" if row["cudnn_tflops"] else ""

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from pallas_kernels.jagged_attention import Mask, bench, tuning
+from pallas_kernels.jagged_attention import Mask, bench, bench_step, tuning
 
 RESULTS = pathlib.Path(bench.__file__).parent / "results"
 FIELDS = {
@@ -20,7 +20,8 @@ def test_rows_and_table(monkeypatch):
         bench.Case("gdpa", 16, 64, implementation="xla", width=32, keys=32, passes=("fwd",)),
         bench.Case("silu", 128, 64),  # no such GPU: left out
     )
-    for name, value in dict(CASES=cases, BATCH=2, SAMPLE_MS=0.0).items():
+    step = bench_step.Step(batch=2, max_len=64, layers=2, heads=2, head_dim=16, implementation="xla")
+    for name, value in dict(CASES=cases, BATCH=2, SAMPLE_MS=0.0, STEP=step).items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bench, "matmul_tflops", lambda: 1.0)
     monkeypatch.setattr(bench, "cudnn_tflops", lambda *shape: {"fwd": 2.0, "bwd": 3.0})
@@ -29,7 +30,8 @@ def test_rows_and_table(monkeypatch):
     assert [(row["kind"], row["pass"]) for row in measured] == [("silu", "fwd"), ("silu", "bwd"), ("gdpa", "fwd")]
     assert all(set(row) == FIELDS and row["ms"] > 0 and row["commit"] == "abc" for row in measured)
     assert [row["cudnn_tflops"] for row in measured] == [2.0, 3.0, None]
-    assert {row["op"] for row in rows} == {"matmul", "jagged_attention", "make_plan"}
+    assert {row["op"] for row in rows} == {"matmul", "jagged_attention", "make_plan", "train_step"}
+    assert [row["plan"] for row in rows if row["op"] == "train_step"] == ["given", "inside"]
     assert len(bench.table(rows).splitlines()) == 2 + len(measured)
     assert all(bench.line(row) for row in rows)
 
@@ -57,3 +59,9 @@ def test_recorded_results_are_rows_of_the_command():
     rows = json.loads((RESULTS / "nvidia_h200.json").read_text())
     measured = [row for row in rows if row["op"] == "jagged_attention"]
     assert measured and all(set(row) == FIELDS for row in measured)
+
+
+def test_step_is_the_same_whoever_makes_the_list():
+    step = bench_step.Step(batch=2, max_len=64, layers=2, heads=2, head_dim=16, implementation="xla")
+    losses = [float(function(*arguments)[0]) for function, arguments in bench_step.calls(step).values()]
+    assert losses[0] == losses[1] > 0

@@ -56,7 +56,7 @@ def test_softmax_weights_are_narrowed_two_at_a_time(tmp_path):
 
 
 def test_registers_are_neither_zeroed_nor_exchanged(tmp_path):
-    """Each was a tenth of the backward pass's instructions, and nothing but the speed shows it."""
+    """That was an eighth and a sixteenth of the loop's instructions, and nothing but the speed shows it."""
     _compile("silu", 128, False, "NVIDIA H200", dump=tmp_path)
     [ptx] = [path.read_text() for path in tmp_path.glob("*backward*.ptx")]
     # the scores, their gradients and dQ overwrite their registers; Pallas's own matmul, whose predicate is p, always adds
