@@ -18,6 +18,11 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def pytest_configure(config):
+    if ON_GPU:  # the GPU tests run on any Hopper GPU, also on one that nobody tuned for
+        config.addinivalue_line("filterwarnings", "ignore:No tile sizes were tuned:UserWarning")
+
+
 @pytest.fixture
 def shared_data() -> pathlib.Path:
     """Folder of real data beside the checkout; the test is skipped where it is absent."""

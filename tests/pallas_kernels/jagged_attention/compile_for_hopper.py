@@ -35,6 +35,7 @@ device_description_str: "NVIDIA H200"
 def main(kind: str, size: int, deterministic: bool, gpu: str, layers: int, window: int | None):
     jax.config.update("jax_platforms", "cpu")
     jax._src.lib.cuda_path = os.environ["CUDA_TOOLS"]
+    # Mosaic took its path from there when it was imported, above
     os.environ["MOSAIC_GPU_CUDA_ROOT"] = os.environ["CUDA_TOOLS"]
     topology = topologies.get_topology_desc(
         topology_name="", platform="cuda", target_config=TARGET.replace("NVIDIA H200", gpu), topology="1x1x1"

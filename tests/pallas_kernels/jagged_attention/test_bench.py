@@ -55,6 +55,14 @@ def test_search_keeps_only_clear_gains(monkeypatch, saving, expected):
     assert bench._fastest(128, "forward", row).stages == expected
 
 
+def test_a_gpu_without_a_file_runs_with_the_default_and_says_so_once():
+    tuning._table.cache_clear()
+    with pytest.warns(UserWarning, match="No tile sizes were tuned for nvidia_gh200_480gb; using those of nvidia_h200"):
+        found = tuning.tilings("NVIDIA GH200 480GB", 64)
+    assert found == tuning.tilings("NVIDIA H200", 64)
+    tuning.tilings("NVIDIA GH200 480GB", 128)  # a second warning would be an error
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_recorded_results_are_rows_of_the_command(path):
     rows = json.loads(path.read_text())
