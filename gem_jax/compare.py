@@ -21,7 +21,7 @@ from rich.console import Console
 
 from gem_jax.config import ConfigError, load, override
 from gem_jax.train import train
-from gem_jax.training.logging import format_number
+from gem_jax.report.console import format_number
 
 MEASURES = ("ne", "bayes_ne", "auc", "gauc", "calibration", "logloss")
 

@@ -14,8 +14,8 @@ from gem_jax.data.schema import Schema
 from gem_jax.embedding.placement import Scheme
 from gem_jax.embedding.planner import Plan, TableLoad, plan_tables, table_of
 from gem_jax.models import table_width
-from gem_jax.parallel import processes
-from gem_jax.parallel.mesh import make_mesh, num_mesh_devices
+from gem_jax.run import processes
+from gem_jax.run.mesh import make_mesh, num_mesh_devices
 from gem_jax.training.flat import FlatLayout
 
 GIB = 2**30

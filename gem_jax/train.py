@@ -32,16 +32,16 @@ from gem_jax.config import Config, ConfigError, from_command_line
 from gem_jax.data.loader import Loader
 from gem_jax.data.source import Source, Splits
 from gem_jax.layout import plan_run
-from gem_jax.parallel import processes, xla_flags
-from gem_jax.parallel.mesh import local_devices
-from gem_jax.parallel.sharding import place_batch
-from gem_jax.training.checkpoint import Checkpointer, write_json
+from gem_jax.run import processes, xla_flags
+from gem_jax.run.mesh import local_devices
+from gem_jax.run.sharding import place_batch
+from gem_jax.checkpoint.checkpoint import Checkpointer, write_json
 from gem_jax.training.cost import forward_flops
-from gem_jax.training.evaluation import evaluate
-from gem_jax.training.logging import RunLogger, print_table
-from gem_jax.training.metrics import scalars
-from gem_jax.training.report import write_report
-from gem_jax.training.run_folder import new_run_folder, newest_run_folder
+from gem_jax.evaluation.evaluate import evaluate
+from gem_jax.report.console import RunLogger, print_table
+from gem_jax.evaluation.metrics import scalars
+from gem_jax.report.html import write_report
+from gem_jax.checkpoint.run_folder import new_run_folder, newest_run_folder
 from gem_jax.training.state import Setup, TrainState, count_parameters, init_state
 from gem_jax.training.step import make_eval_step, make_table_average, make_train_step
 from gem_jax.training.window import DivergedError, Window

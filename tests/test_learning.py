@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gem_jax.config import load
 from gem_jax.train import train
-from gem_jax.training.metrics import share_closed
+from gem_jax.evaluation.metrics import share_closed
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

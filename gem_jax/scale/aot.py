@@ -16,7 +16,7 @@ from gem_jax.config import Config
 from gem_jax.data.columns import empty_examples
 from gem_jax.data.packing import pack
 from gem_jax.data.schema import Schema
-from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD, make_mesh
+from gem_jax.run.mesh import EVERYWHERE, REPLICA, SHARD, make_mesh
 from gem_jax.scale import hlo
 from gem_jax.training.state import abstract_state
 from gem_jax.training.step import make_train_step

@@ -17,8 +17,8 @@ from gem_jax.embedding.placement import Scheme
 from gem_jax.embedding.sharded import ShardedTables, TablesConfig
 from gem_jax.embedding.touched_rows import TableState
 from gem_jax.models import ModelConfig, table_width
-from gem_jax.parallel.mesh import SHARD, single_device_mesh
-from gem_jax.parallel.sharding import shardings, state_specs
+from gem_jax.run.mesh import SHARD, single_device_mesh
+from gem_jax.run.sharding import shardings, state_specs
 from gem_jax.training.flat import FlatLayout, FlatState
 from gem_jax.training.optimizer import OptimizerConfig, dense_optimizer
 

@@ -2,7 +2,7 @@
 
 A step is one program per device (`jax.shard_map` over the whole mesh), since every device has a packed batch of its own whose
 offsets count from its own first row. What crosses devices is explicit: dense parameters and their gradients
-(`parallel.collectives`), table rows (`embedding.sharded`), and a few sums. On one device the same program runs, its collectives
+(`run.collectives`), table rows (`embedding.sharded`), and a few sums. On one device the same program runs, its collectives
 over groups of one.
 """
 
@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
-from gem_jax.parallel import collectives
-from gem_jax.parallel.mesh import EVERYWHERE, SHARD
-from gem_jax.parallel.sharding import shardings
+from gem_jax.run import collectives
+from gem_jax.run.mesh import EVERYWHERE, SHARD
+from gem_jax.run.sharding import shardings
 from gem_jax.training.flat import FlatState
 from gem_jax.training.loss import multitask_loss
 from gem_jax.training.optimizer import clip_factor, dense_optimizer, schedule

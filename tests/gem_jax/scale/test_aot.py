@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from gem_jax.config import Config, load
-from gem_jax.parallel.mesh import make_mesh
+from gem_jax.run.mesh import make_mesh
 from gem_jax.scale.__main__ import main, markdown, summary
 from gem_jax.scale.aot import compile_step
-from tests.gem_jax.parallel.steps import DATA, DLRM
+from tests.gem_jax.run.steps import DATA, DLRM
 
 ROOT = pathlib.Path(__file__).parents[3]
 PLUGIN = ("jax_cuda13_plugin", "jax_plugins")

@@ -19,8 +19,8 @@ from gem_jax.config import Config, load, override
 from gem_jax.data.loader import Loader
 from gem_jax.models import DLRMConfig
 from gem_jax.train import Result, main, train
-from gem_jax.training.checkpoint import CheckpointError
-from gem_jax.training.logging import read_metrics
+from gem_jax.checkpoint.checkpoint import CheckpointError
+from gem_jax.report.console import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[3]
 MEASURES = {"ne", "bayes_ne", "auc", "gauc", "calibration", "logloss"}

@@ -1,12 +1,12 @@
-"""One process of the job that test_processes.py starts: python -m tests.gem_jax.parallel.process REPLICA SHARD FILE."""
+"""One process of the job that test_processes.py starts: python -m tests.gem_jax.run.process REPLICA SHARD FILE."""
 
 import sys
 
 import jax
 import numpy as np
 
-from gem_jax.parallel import processes
-from tests.gem_jax.parallel.steps import train_on
+from gem_jax.run import processes
+from tests.gem_jax.run.steps import train_on
 
 
 def main(replica: int, shard: int, file: str) -> None:

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from gem_jax.parallel import processes
-from gem_jax.training.logging import read_metrics
-from tests.gem_jax.parallel.steps import GLOBAL_BATCH, Outcome, train_on
-from tests.gem_jax.parallel.test_steps_on_meshes import assert_same
+from gem_jax.run import processes
+from gem_jax.report.console import read_metrics
+from tests.gem_jax.run.steps import GLOBAL_BATCH, Outcome, train_on
+from tests.gem_jax.run.test_steps_on_meshes import assert_same
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -46,7 +46,7 @@ def start_both(*arguments: str) -> list[tuple[int, str, str]]:
 @pytest.mark.parametrize(("replica", "shard"), [(2, 4), (1, 8)])
 def test_training_steps_agree_with_one_device(tmp_path, replica, shard):
     """With shard=8 the exchanges of ids and rows cross the processes, with shard=4 the gradients of replicas do."""
-    for code, out, err in start_both("tests.gem_jax.parallel.process", str(replica), str(shard), str(tmp_path / "run")):
+    for code, out, err in start_both("tests.gem_jax.run.process", str(replica), str(shard), str(tmp_path / "run")):
         assert code == 0, out + err
     wanted, half = train_on(1, 1), GLOBAL_BATCH // 2
     for index in range(2):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gem_jax.training import charts
-from gem_jax.training.charts import Axis, compact
-from gem_jax.training.report import render, wilson, write_report
+from gem_jax.report.charts import Axis, compact
+from gem_jax.report.html import render, wilson, write_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

@@ -1,14 +1,14 @@
 """The steps of test_steps_on_meshes on real GPUs, where ids and rows travel by a ragged all-to-all and sums run through NCCL.
 
-GEM_TEST_GPU=1 pytest -m gpu tests/gem_jax/parallel, on a machine with two GPUs or more.
+GEM_TEST_GPU=1 pytest -m gpu tests/gem_jax/run, on a machine with two GPUs or more.
 """
 
 import jax
 import pytest
 
 from gem_jax.embedding.sharded import TablesConfig
-from tests.gem_jax.parallel.steps import DLRM, GEM, train_on
-from tests.gem_jax.parallel.test_steps_on_meshes import OWNERS, SCHEMES, assert_same, on_one_device
+from tests.gem_jax.run.steps import DLRM, GEM, train_on
+from tests.gem_jax.run.test_steps_on_meshes import OWNERS, SCHEMES, assert_same, on_one_device
 
 pytestmark = pytest.mark.gpu
 

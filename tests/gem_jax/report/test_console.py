@@ -8,7 +8,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from gem_jax.training import logging
-from gem_jax.training.logging import RunLogger, format_rate, print_table, read_metrics
+from gem_jax.report.console import RunLogger, format_rate, print_table, read_metrics
 
 MEASURES = {
     "ne": 0.81234, "bayes_ne": 0.75, "auc": 0.7654321, "gauc": None, "calibration": 1.0123, "logloss": 0.1234567,

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from gem_jax.data.batch import HostColumns
 from gem_jax.data.schema import Schema, Task
-from gem_jax.training.metrics import (
+from gem_jax.evaluation.metrics import (
     Evaluator,
     WindowMetrics,
     calibration_curve,

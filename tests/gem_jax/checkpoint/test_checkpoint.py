@@ -10,9 +10,9 @@ import pytest
 
 from gem_jax.embedding.touched_rows import TableState
 from gem_jax.models import DLRMConfig, LogisticRegressionConfig
-from gem_jax.training.checkpoint import Checkpointer, CheckpointError, write_json
+from gem_jax.checkpoint.checkpoint import Checkpointer, CheckpointError, write_json
 from gem_jax.training.optimizer import OptimizerConfig
-from gem_jax.training.run_folder import new_run_folder, newest_run_folder
+from gem_jax.checkpoint.run_folder import new_run_folder, newest_run_folder
 from gem_jax.training.state import TrainState, init_state
 from tests.gem_jax.models.batches import FULL
 

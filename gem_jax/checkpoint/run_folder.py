@@ -2,7 +2,7 @@
 
 import pathlib
 
-from gem_jax.training.checkpoint import CheckpointError
+from gem_jax.checkpoint.checkpoint import CheckpointError
 
 
 def new_run_folder(runs_dir: str, name: str) -> pathlib.Path:

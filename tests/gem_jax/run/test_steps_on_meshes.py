@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gem_jax.embedding.sharded import TablesConfig
-from tests.gem_jax.parallel.steps import DLRM, GEM, OPTIMIZER, Outcome, train_on
+from tests.gem_jax.run.steps import DLRM, GEM, OPTIMIZER, Outcome, train_on
 
 TOLERANCE = 1e-2 * 30**0.5
 """Of one step's size; see above."""

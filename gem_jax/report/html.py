@@ -10,10 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from gem_jax.training.charts import Point, Series, interval_chart, line_chart, row_chart
-from gem_jax.training.logging import format_number, read_metrics, table_cells, table_headers
-from gem_jax.training.metrics import Measures, share_closed
-from gem_jax.training.report_style import STYLE
+from gem_jax.report.charts import Point, Series, interval_chart, line_chart, row_chart
+from gem_jax.report.console import format_number, read_metrics, table_cells, table_headers
+from gem_jax.evaluation.metrics import Measures, share_closed
+from gem_jax.report.style import STYLE
 
 MAX_POINTS = 120
 """Points of a training curve; longer logs are averaged in stretches of equal length, which also smooths them."""

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from gem_jax.training.metrics import Measures, share_closed
+from gem_jax.evaluation.metrics import Measures, share_closed
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between progress lines where no bar can be drawn (a file, a pipe, a notebook)."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD
+from gem_jax.run.mesh import EVERYWHERE, REPLICA, SHARD
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

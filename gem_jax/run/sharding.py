@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD
+from gem_jax.run.mesh import EVERYWHERE, REPLICA, SHARD
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"^(step|base_logits|key)$", P()),
@@ -40,7 +40,7 @@ def spec_of(path: str, *, fully_sharded: bool) -> P:
     for pattern, spec in RULES_FULLY_SHARDED if fully_sharded else RULES:
         if re.search(pattern, path):
             return spec
-    raise ValueError(f"no sharding rule for '{path}'; add one to gem_jax/parallel/sharding.py")
+    raise ValueError(f"no sharding rule for '{path}'; add one to gem_jax/run/sharding.py")
 
 
 def state_specs(state: Any, *, fully_sharded: bool = False) -> Any:
