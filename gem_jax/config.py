@@ -21,7 +21,7 @@ from gem_jax.data.parquet import ParquetConfig
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.embedding.sharded import TablesConfig
 from gem_jax.models import ModelConfig
-from gem_jax.run.mesh import MeshConfig
+from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.training.optimizer import OptimizerConfig
 
 type DataConfig = SyntheticConfig | ParquetConfig | CriteoConfig | FrappeConfig | MovieLensConfig | SasRecConfig

@@ -32,9 +32,9 @@ from gem_jax.config import Config, ConfigError, from_command_line
 from gem_jax.data.loader import Loader
 from gem_jax.data.source import Source, Splits
 from gem_jax.layout import plan_run
-from gem_jax.run import processes, xla_flags
-from gem_jax.run.mesh import local_devices
-from gem_jax.run.sharding import place_batch
+from gem_jax.parallel import processes, xla_flags
+from gem_jax.parallel.mesh import local_devices
+from gem_jax.parallel.sharding import place_batch
 from gem_jax.checkpoint.checkpoint import Checkpointer, write_json
 from gem_jax.training.cost import forward_flops
 from gem_jax.evaluation.evaluate import evaluate

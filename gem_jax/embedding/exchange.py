@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gem_jax.embedding.touched_rows import starts_of_runs
-from gem_jax.run.mesh import SHARD
+from gem_jax.parallel.mesh import SHARD
 
 
 @jax.tree_util.register_dataclass

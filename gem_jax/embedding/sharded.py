@@ -30,8 +30,8 @@ from gem_jax.data.schema import Schema
 from gem_jax.embedding import exchange, touched_rows
 from gem_jax.embedding.placement import GROUP, Placement, Scheme
 from gem_jax.embedding.touched_rows import TableOptimizer, TableState, lookup
-from gem_jax.run.mesh import EVERYWHERE, REPLICA, SHARD
-from gem_jax.run.sharding import spec_of
+from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD
+from gem_jax.parallel.sharding import spec_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

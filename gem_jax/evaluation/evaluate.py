@@ -9,9 +9,9 @@ from gem_jax.data.batch import HostColumns
 from gem_jax.data.loader import Loader
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.source import FirstExamples, Source
-from gem_jax.run import processes
-from gem_jax.run.mesh import local_devices
-from gem_jax.run.sharding import local_rows, place_batch
+from gem_jax.parallel import processes
+from gem_jax.parallel.mesh import local_devices
+from gem_jax.parallel.sharding import local_rows, place_batch
 from gem_jax.evaluation.metrics import Evaluator, Scores
 from gem_jax.training.state import Setup, TrainState
 from gem_jax.training.step import EvalStep

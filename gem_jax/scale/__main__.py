@@ -20,8 +20,8 @@ from typing import Any
 import jax
 
 from gem_jax.config import ConfigError, load
-from gem_jax.run import xla_flags
-from gem_jax.run.mesh import REPLICA, SHARD
+from gem_jax.parallel import xla_flags
+from gem_jax.parallel.mesh import REPLICA, SHARD
 from gem_jax.scale.aot import CompiledStep, compile_step, gpu_mesh
 from gem_jax.scale.hlo import total_received
 

@@ -4,22 +4,17 @@ Needs the wheels jax-cuda13-plugin and jax-cuda13-pjrt beside jax, and JAX_SKIP_
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from gem_jax.config import Config
-from gem_jax.data.columns import empty_examples
-from gem_jax.data.packing import pack
 from gem_jax.data.schema import Schema
-from gem_jax.run.mesh import EVERYWHERE, REPLICA, SHARD, make_mesh
+from gem_jax.parallel.mesh import REPLICA, SHARD
+from gem_jax.run.plan import RunPlan
+from gem_jax.run.program import Program
 from gem_jax.scale import hlo
-from gem_jax.training.state import abstract_state
-from gem_jax.training.step import make_train_step
 
 GPUS_PER_HOST = 8
 
@@ -43,52 +38,47 @@ device_description_str: "NVIDIA H200"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledStep:
-    """Of one device, in bytes: what lies in memory between steps, what a step needs besides, and its collectives."""
+    """A compiled training step, in bytes of one device.
+
+    Attributes:
+      replica: groups of the mesh.
+      shard: devices of a group.
+      state_bytes: what lies in memory between steps.
+      temporary_bytes: what a step needs besides.
+      predicted_bytes: what the plan had said of the two together.
+      collectives: what crosses devices.
+    """
 
     replica: int
     shard: int
     state_bytes: int
     temporary_bytes: int
+    predicted_bytes: int
     collectives: list[hlo.Collective]
 
 
-def gpu_mesh(replica: int, shard: int) -> Mesh:
-    """A mesh of H200s in hosts of eight, none of which need exist."""
-    num_devices = replica * shard
-    hosts = max(num_devices // GPUS_PER_HOST, 1)
+def gpu_devices(count: int) -> Sequence[jax.Device]:
+    """H200s in hosts of eight, none of which need exist."""
+    hosts = max(count // GPUS_PER_HOST, 1)
     topology = topologies.get_topology_desc(
-        topology_name="", platform="cuda", target_config=H200, topology=f"1x{hosts}x{num_devices // hosts}"
+        topology_name="", platform="cuda", target_config=H200, topology=f"1x{hosts}x{count // hosts}"
     )
-    return make_mesh(replica, shard, topology.devices)
+    return topology.devices
 
 
-def compile_step(config: Config, schema: Schema, mesh: Mesh) -> CompiledStep:
-    """The step of a config for a schema, compiled for a mesh.
+def compile_step(config: Config, schema: Schema, devices: Sequence[jax.Device] | None = None) -> CompiledStep:
+    """The step that a run of this config takes on these devices.
 
     Nothing of the model's or the tables' size is made. Compiled away from a GPU, attention is the XLA one.
     """
-    setup, state = abstract_state(
-        config.model,
-        schema,
-        config.optimizer,
-        dtype=jnp.dtype(config.train.compute_dtype),
-        mesh=mesh,
-        tables=config.tables,
-    )
-    one = pack(empty_examples(schema), schema, config.batch.examples, config.batch.budgets(schema))[0]
-    sharding = NamedSharding(mesh, P(EVERYWHERE))
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0] * mesh.size, *x.shape[1:]), x.dtype, sharding=sharding), one
-    )
-    step = make_train_step(setup)
-    traced = step.trace(state, batch, jax.ShapeDtypeStruct((), np.float32))  # type: ignore[attr-defined]
-    platform = mesh.devices.flat[0].platform
-    compiled = traced.lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).compile()
+    plan = RunPlan.of(config, schema, devices)
+    compiled = Program.of(config, schema, plan).lower().compile()
     memory = compiled.memory_analysis()
     return CompiledStep(
-        replica=mesh.shape[REPLICA],
-        shard=mesh.shape[SHARD],
+        replica=plan.mesh.shape[REPLICA],
+        shard=plan.mesh.shape[SHARD],
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        collectives=hlo.collectives(compiled.as_text(), dict(mesh.shape)),
+        predicted_bytes=plan.memory.total,
+        collectives=hlo.collectives(compiled.as_text(), dict(plan.mesh.shape)),
     )

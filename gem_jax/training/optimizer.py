@@ -1,28 +1,24 @@
-"""Which optimizer each parameter gets, by its path; the learning rate's course over the run.
+"""The optimizer of the dense parameters, and the learning rates' course over the run.
 
-Embedding tables: `gem_jax.embedding.touched_rows`, row-wise Adagrad unless configured. Everything dense: Adam, with decoupled
-weight decay on matrices only.
+Adam with decoupled weight decay on what is marked for it (`gem_jax.nn.parameters`). Embedding tables have optimizers of their own:
+`gem_jax.embedding.row_optimizers`.
 """
 
 import dataclasses
-import re
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from gem_jax.embedding.touched_rows import TableOptimizer
-
-DENSE_GROUPS = (
-    (r"(^|/)(scale|seeds|domain_gate|places|position|time|(\w+_)?bias)$", "no_decay"),
-    (r"(^|/)(kernel|weight|tower|readout|w|w1|w2|y|z)$", "decay"),
-)
-"""(pattern of the parameter's path, group); the first match wins and a path that matches none is an error."""
+from gem_jax.embedding.row_optimizers import RowOptimizerName
+from gem_jax.errors import UserError
+from gem_jax.training.buckets import Bucket, Buckets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    """How dense parameters and embedding tables start and learn."""
+
     learning_rate: float = 1e-3
     """Peak learning rate of the dense parameters (Adam)."""
     beta1: float = 0.9
@@ -33,7 +29,9 @@ class OptimizerConfig:
     """Decoupled decay of dense matrices, times the learning rate; biases, norms and seeds have none."""
     clip_norm: float = 1.0
     """Dense gradients are scaled down to this global norm; tables are not clipped (Adagrad normalises each row)."""
-    table_optimizer: TableOptimizer = "rowwise_adagrad"
+    group_rates: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Optimizer group of parameters -> factor on their learning rate; 1 for a group not named, 0 freezes it."""
+    table_optimizer: RowOptimizerName = "rowwise_adagrad"
     """Of the embedding tables, on the rows that a batch touches; Adam keeps two more numbers for each, Adagrad one for each row."""
     table_learning_rate: float = 0.05
     """Peak learning rate of the embedding tables."""
@@ -50,10 +48,17 @@ class OptimizerConfig:
 
     def __post_init__(self):
         for name in ("learning_rate", "table_learning_rate", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be positive")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimizer.warmup={self.warmup} is a fraction of the run; it must lie in [0, 1)")
+            if not getattr(self, name) > 0:
+                raise UserError(f"optimizer.{name}={getattr(self, name)} must be positive")
+        for name in ("weight_decay", "table_init_std", "table_init_accumulator", "table_l2", "final"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optimizer.{name}={getattr(self, name)} must not be negative")
+        for name in ("beta1", "beta2", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name}={getattr(self, name)} is a fraction; it must lie in [0, 1)")
+        for group, rate in self.group_rates.items():
+            if not rate >= 0:
+                raise UserError(f"optimizer.group_rates.{group}={rate} must not be negative")
 
 
 def schedule(config: OptimizerConfig, progress: Float[Array, ""]) -> Float[Array, ""]:
@@ -69,34 +74,28 @@ def schedule(config: OptimizerConfig, progress: Float[Array, ""]) -> Float[Array
     return cosine * jnp.clip(progress / config.warmup, 0.01, 1.0)
 
 
-def path_name(path: tuple) -> str:
-    """'layers/0/cross/kernel' for a tree path; NNX's own last step, to a variable's value, is left out."""
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-
-
-def group_of(path: str) -> str:
-    """The optimizer group of a dense parameter.
-
-    Raises:
-      ValueError: no pattern matches the path.
-    """
-    for pattern, group in DENSE_GROUPS:
-        if re.search(pattern, path):
-            return group
-    raise ValueError(f"no optimizer for parameter '{path}'; name it after a pattern in DENSE_GROUPS or add one")
-
-
-def dense_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam(W) for `flat.FlatState`s, without clipping and learning rate: the step multiplies by both.
+def dense_optimizer(config: OptimizerConfig, buckets: Buckets) -> optax.GradientTransformation:
+    """Adam(W) of a model's buckets, without clipping and learning rate: the step multiplies by both.
 
     Elementwise, so it works as well on a device's share of the vectors.
+
+    Raises:
+      UserError: `group_rates` names an optimizer group that no parameter of the model is in.
     """
+    groups = {bucket.group for bucket in buckets.buckets.values()}
+    for name in config.group_rates:
+        if name not in groups:
+            raise UserError(
+                f"optimizer.group_rates names the group '{name}', which no parameter is in; there are {', '.join(sorted(groups))}"
+            )
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2)
-
-    def decays(flat):
-        return {name: name.endswith(":decay") for name in flat}
-
+    decays = {name: bucket.decay for name, bucket in buckets.buckets.items()}
     return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=decays))
+
+
+def group_rate(config: OptimizerConfig, bucket: Bucket) -> float:
+    """The factor on a bucket's learning rate."""
+    return config.group_rates.get(bucket.group, 1.0)
 
 
 def clip_factor(config: OptimizerConfig, norm: Float[Array, ""]) -> Float[Array, ""]:

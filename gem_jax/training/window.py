@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from gem_jax.data.batch import HostColumns
-from gem_jax.run import processes
-from gem_jax.run.sharding import local_rows
-from gem_jax.report.console import RunLogger
 from gem_jax.evaluation.metrics import WindowMetrics, scalars
+from gem_jax.parallel import processes
+from gem_jax.parallel.sharding import local_rows
+from gem_jax.report.console import RunLogger
 from gem_jax.training.state import Setup
 
 LOG_EVERY = 20

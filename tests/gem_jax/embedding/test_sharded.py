@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from gem_jax.data.schema import Categorical, Schema, Table, Task
 from gem_jax.embedding.sharded import ShardedTables, TablesConfig
-from gem_jax.run.mesh import EVERYWHERE, make_mesh
-from gem_jax.run.sharding import shardings, state_specs
+from gem_jax.parallel.mesh import EVERYWHERE, make_mesh
+from gem_jax.parallel.sharding import shardings, state_specs
 from tests.gem_jax.embedding.test_touched_rows import by_loop
 
 DIM, NUM_DEVICES, LR = 8, 8, 0.1

@@ -14,8 +14,8 @@ from gem_jax.embedding.placement import Scheme
 from gem_jax.embedding.sharded import TablesConfig
 from gem_jax.models import DLRMConfig, ModelConfig
 from gem_jax.models.gem import GemConfig, Level
-from gem_jax.run.mesh import local_devices, make_mesh
-from gem_jax.run.sharding import local_rows, place_batch
+from gem_jax.parallel.mesh import local_devices, make_mesh
+from gem_jax.parallel.sharding import local_rows, place_batch
 from gem_jax.training.optimizer import OptimizerConfig
 from gem_jax.training.state import Setup, TrainState, init_state
 from gem_jax.training.step import make_eval_step, make_train_step

@@ -12,7 +12,7 @@ from gem_jax.data.columns import empty_examples
 from gem_jax.data.packing import pack
 from gem_jax.embedding.sharded import TablesConfig
 from gem_jax.models import ModelConfig
-from gem_jax.run.mesh import make_mesh
+from gem_jax.parallel.mesh import make_mesh
 from gem_jax.scale.hlo import Collective, collectives, total_received
 from gem_jax.training.state import Setup, abstract_state
 from gem_jax.training.step import make_train_step

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gem_jax.config import Config, load
-from gem_jax.run.mesh import make_mesh
+from gem_jax.parallel.mesh import make_mesh
 from gem_jax.scale.__main__ import main, markdown, summary
 from gem_jax.scale.aot import compile_step
 from tests.gem_jax.run.steps import DATA, DLRM

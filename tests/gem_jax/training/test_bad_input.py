@@ -20,7 +20,7 @@ from gem_jax.config import Config, TrainConfig
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.parquet import ParquetConfig
 from gem_jax.models import LogisticRegressionConfig
-from gem_jax.run.mesh import MeshConfig
+from gem_jax.parallel.mesh import MeshConfig
 from tests.gem_jax.data.random_examples import SCHEMA
 
 HERE = pathlib.Path(__file__).parent

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from gem_jax.errors import UserError
+
 REPLICA = "replica"
 SHARD = "shard"
 EVERYWHERE = (REPLICA, SHARD)
@@ -31,19 +33,19 @@ class MeshConfig:
         for name in ("replica", "shard"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"mesh.{name}={value} must be at least 1")
+                raise UserError(f"mesh.{name}={value} must be at least 1")
 
 
 def num_mesh_devices(config: MeshConfig, available: int) -> int:
     """How many of the `available` devices the mesh takes: all of them, unless both numbers are given.
 
     Raises:
-      ValueError: the mesh needs more devices than there are, or one number does not divide them.
+      UserError: the mesh needs more devices than there are, or one number does not divide them.
     """
     if config.replica is not None and config.shard is not None:
         wanted = config.replica * config.shard
         if wanted > available or (wanted < available and jax.process_count() > 1):
-            raise ValueError(
+            raise UserError(
                 f"mesh.replica={config.replica} times mesh.shard={config.shard} needs {wanted} devices and the job has "
                 f"{available}; change the mesh or the number of devices"
             )
@@ -51,9 +53,7 @@ def num_mesh_devices(config: MeshConfig, available: int) -> int:
     for name in ("replica", "shard"):
         value = getattr(config, name)
         if value is not None and available % value:
-            raise ValueError(
-                f"mesh.{name}={value} does not divide the {available} devices of the job; choose a divisor"
-            )
+            raise UserError(f"mesh.{name}={value} does not divide the {available} devices of the job; choose a divisor")
     return available
 
 

@@ -5,7 +5,7 @@ import sys
 import jax
 import numpy as np
 
-from gem_jax.run import processes
+from gem_jax.parallel import processes
 from tests.gem_jax.run.steps import train_on
 
 

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gem_jax.errors import UserError
+
 
 def start() -> None:
     """Joins the processes of a job, before JAX first looks for devices.
@@ -19,14 +21,14 @@ def start() -> None:
     Open MPI or a Kubernetes indexed job of more than one task, whose variables JAX reads itself.
 
     Raises:
-      ValueError: the variables by hand are incomplete.
+      UserError: the variables by hand are incomplete.
     """
     environment = os.environ
     if "JAX_COORDINATOR_ADDRESS" in environment:
         try:
             count, index = int(environment["JAX_NUM_PROCESSES"]), int(environment["JAX_PROCESS_ID"])
         except (KeyError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 "JAX_COORDINATOR_ADDRESS is set; set JAX_NUM_PROCESSES and JAX_PROCESS_ID to whole numbers too, or none of them"
             ) from error
         jax.distributed.initialize(num_processes=count, process_id=index)

@@ -1,8 +1,8 @@
 """Collectives of the dense parameters: HSDP, called inside the `shard_map` of a step.
 
-A unit of the model is one flat vector (`training.flat`) of which each device of a shard group keeps 1/S. It is gathered before use;
+A unit of the model is one flat vector (`training.buckets`) of which each device of a shard group keeps 1/S. It is gathered before use;
 its gradient is reduce-scattered inside the group and only that share is summed over the replicas. For P parameters of B bytes,
-S shards and M replicas a device receives (S - 1) / S P B to gather, as much of float32 to reduce, and 2 (M - 1) / M P 4 / S over
+S shards and G replica groups a device receives (S - 1) / S P B to gather, as much of float32 to reduce, and 2 (G - 1) / G P 4 / S over
 the replicas.
 """
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gem_jax.run.mesh import EVERYWHERE, REPLICA, SHARD
+from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -35,21 +35,6 @@ def _gather_backward(dtype, _, gradient):
 
 
 gather.defvjp(_gather_forward, _gather_backward)
-
-_FREE_TO_REPEAT = ("all_gather", "slice", "reshape", "convert_element_type", "custom_vjp_call", "squeeze")
-
-
-def regather(function):
-    """`function` with its gathered parameters dropped after the forward pass and gathered again for the backward pass.
-
-    Without it every layer's whole weights stay alive from one pass to the other, and sharding saves only optimizer state. What lies
-    between the gather and the product (slices, reshapes, casts) is repeated as well; everything else is kept.
-    """
-
-    def keep(primitive, *_, **__) -> bool:
-        return primitive.name not in _FREE_TO_REPEAT
-
-    return jax.checkpoint(function, policy=keep)
 
 
 def sum_over_replicas(tree):

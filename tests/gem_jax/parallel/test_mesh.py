@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from gem_jax.embedding.sharded import TablesConfig
 from gem_jax.models import DLRMConfig
-from gem_jax.run.mesh import MeshConfig, local_devices, make_mesh, num_mesh_devices, single_device_mesh
-from gem_jax.run.sharding import place_batch, spec_of, state_specs
-from gem_jax.run.xla_flags import GPU_FLAGS, with_flags
+from gem_jax.parallel.mesh import MeshConfig, local_devices, make_mesh, num_mesh_devices, single_device_mesh
+from gem_jax.parallel.sharding import place_batch, spec_of, state_specs
+from gem_jax.parallel.xla_flags import GPU_FLAGS, with_flags
 from gem_jax.training.optimizer import OptimizerConfig
 from gem_jax.training.state import abstract_state
 from tests.gem_jax.models.batches import FULL

@@ -1,0 +1,91 @@
+"""The batches of all processes, side by side, without a step that waits for the host.
+
+A step needs all processes, and packed batches hold varying numbers of examples, so one process may run out before another: it then
+feeds empty batches. Who still has a batch, how many examples a step has in all, and whether someone wants to stop must be known alike
+in every process before a step starts. Each process therefore looks two batches ahead and sends what it sees along with the step that
+it starts now, as numbers which the step sums (`signals`); two steps later the sums have long been computed.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gem_jax.parallel import processes
+
+AHEAD = 2
+"""Steps between a signal and its use: one at work on the device, one waiting behind it."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Turn:
+    """One step to take.
+
+    Attributes:
+      batch: this process's device batches.
+      host: its host columns.
+      num_examples: of all processes.
+      flags: what `Lockstep`'s callables said, in any process.
+      signals: int32 [K], to be fed to the step by this process.
+      sums: what the step made of all processes' signals; to be set by whoever takes the step.
+    """
+
+    batch: Any
+    host: Any
+    num_examples: int
+    flags: tuple[bool, ...]
+    signals: np.ndarray
+    sums: jax.Array | None = None
+
+
+class Lockstep:
+    """Iterates over `Turn`s until no process has a batch left.
+
+    Args:
+      batches: of this process, as (batch, host columns).
+      empty: makes a batch of empty slots.
+      flags: questions that each process asks at every step, e.g. whether it was interrupted; the answer is yes where it is in any.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[tuple[Any, Any]],
+        empty: Callable[[], tuple[Any, Any]],
+        flags: tuple[Callable[[], bool], ...],
+    ):
+        self._batches, self._empty, self._flags = batches, empty, flags
+
+    def __iter__(self) -> Iterator[Turn]:
+        ahead = collections.deque(next(self._batches, None) for _ in range(AHEAD))
+        first = np.array([self._signals(item) for item in ahead], np.int32)
+        told = collections.deque(processes.gather(first).sum(axis=0))
+        while True:
+            known = np.asarray(told.popleft())  # of a step that has long been taken
+            if not known[0]:
+                return
+            ahead.append(next(self._batches, None))
+            batch, host = ahead.popleft() or self._empty()
+            signals = self._signals(ahead[-1])
+            # Alone, a process need not wait for its own answers.
+            flags = signals[2:] if jax.process_count() == 1 else known[2:]
+            turn = Turn(
+                batch=batch,
+                host=host,
+                num_examples=int(known[1]),
+                flags=tuple(bool(flag) for flag in flags),
+                signals=signals,
+            )
+            yield turn
+            if jax.process_count() > 1:
+                assert turn.sums is not None
+                told.append(turn.sums)
+            else:
+                told.append(signals)
+
+    def _signals(self, item: tuple[Any, Any] | None) -> np.ndarray:
+        """int32: whether there is a batch, its examples, and the flags as they are now."""
+        count = 0 if item is None else item[1].num_examples
+        return np.array([item is not None, count, *(flag() for flag in self._flags)], np.int32)

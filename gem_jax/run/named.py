@@ -1,0 +1,136 @@
+"""The state by name: `dense/<parameter>/<slot>`, `tables/<table>/<slot>`, and a few numbers of the whole.
+
+Slots are what is kept for a parameter: "value" and the optimizer's, which so lie beside what they belong to.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from gem_jax.data.schema import Schema
+from gem_jax.parallel.arrays import ArraySpec
+from gem_jax.parallel.mesh import SHARD
+from gem_jax.training.buckets import Buckets, Vectors
+from gem_jax.training.state import TrainState
+from gem_jax.training.step import Parts
+
+SMALL = 2**16
+"""Parameters of fewer numbers lie whole on every device while they are by name."""
+
+
+def abstract_vectors(buckets: Buckets) -> Vectors:
+    """The buckets as shapes."""
+    return {name: jax.ShapeDtypeStruct((bucket.size,), jnp.float32) for name, bucket in buckets.buckets.items()}
+
+
+def specs(shapes: TrainState, parts: Parts, schema: Schema, mesh: Mesh) -> dict[str, ArraySpec]:
+    """Every named array of a state; `shapes` as of `Program.shapes`."""
+    whole = NamedSharding(mesh, P())
+    found = {}
+    slots, numbers = _slots(shapes.dense_opt, parts.buckets)
+    for member in parts.buckets.members:
+        for slot in ("value", *slots):
+            found[f"dense/{member.path}/{slot}"] = ArraySpec(
+                shape=member.shape,
+                dtype=np.dtype(np.float32),
+                sharding=_sharding(member.shape, mesh),
+                axes=member.axes,
+            )
+    for name, shape in parts.tables.logical_specs().items():
+        found[f"tables/{name}"] = ArraySpec(
+            shape=shape.shape,
+            dtype=np.dtype(shape.dtype),
+            sharding=shape.sharding,
+            axes=(None,) * len(shape.shape),
+            grows=True,
+        )
+    tasks = tuple(task.name for task in schema.tasks)
+    key = jax.eval_shape(jax.random.key_data, shapes.key)
+    rest = {**numbers, "step": shapes.step, "key": key, "base_logits": shapes.base_logits}
+    for name, x in rest.items():
+        axes = (tasks,) if name == "base_logits" else (None,) * len(x.shape)
+        found[name] = ArraySpec(shape=tuple(x.shape), dtype=np.dtype(x.dtype), sharding=whole, axes=axes)
+    return found
+
+
+def to_logical(state: TrainState, parts: Parts, wanted: dict[str, ArraySpec]) -> dict[str, Array]:
+    """The state's arrays by name, sharded as wanted."""
+
+    def dense(state: TrainState) -> dict[str, Array]:
+        slots, numbers = _slots(state.dense_opt, parts.buckets)
+        arrays = {
+            f"dense/{path}/{slot}": x
+            for slot, vectors in {"value": state.dense, **slots}.items()
+            for path, x in parts.buckets.named(vectors).items()
+        }
+        key = jax.random.key_data(state.key)
+        return arrays | numbers | {"step": state.step, "key": key, "base_logits": state.base_logits}
+
+    without_tables = dataclasses.replace(state, tables={})
+    names = [name for name in wanted if not name.startswith("tables/")]
+    arrays = jax.jit(dense, out_shardings={name: wanted[name].sharding for name in names})(without_tables)
+    return arrays | {f"tables/{name}": x for name, x in parts.tables.to_logical(state.tables).items()}
+
+
+def from_logical(arrays: dict[str, Array], parts: Parts, shapes: TrainState) -> TrainState:
+    """The state that these named arrays make, laid out as `shapes`."""
+    tables = {name.removeprefix("tables/"): x for name, x in arrays.items() if name.startswith("tables/")}
+    others = {name: x for name, x in arrays.items() if not name.startswith("tables/")}
+    slots, _ = _slots(shapes.dense_opt, parts.buckets)
+
+    def make(others: dict[str, Array]) -> TrainState:
+        def vectors(slot: str) -> Vectors:
+            return parts.buckets.from_named({m.path: others[f"dense/{m.path}/{slot}"] for m in parts.buckets.members})
+
+        return TrainState(
+            step=others["step"],
+            dense=vectors("value"),
+            dense_opt=_with_slots(shapes.dense_opt, parts.buckets, {slot: vectors(slot) for slot in slots}, others),
+            tables={},
+            base_logits=others["base_logits"],
+            key=jax.random.wrap_key_data(others["key"]),
+        )
+
+    layout = jax.tree.map(lambda x: x.sharding, dataclasses.replace(shapes, tables={}))
+    state = jax.jit(make, out_shardings=layout)(others)
+    return dataclasses.replace(state, tables=parts.tables.from_logical(tables))
+
+
+def _sharding(shape: tuple[int, ...], mesh: Mesh) -> Sharding:
+    """Large arrays are cut along their first axis where the shards divide it."""
+    is_cut = math.prod(shape) >= SMALL and shape[0] % mesh.shape[SHARD] == 0
+    return NamedSharding(mesh, P(SHARD) if is_cut else P())
+
+
+def _slots(dense_opt, buckets: Buckets) -> tuple[dict[str, Vectors], dict[str, Array]]:
+    """An optimizer's state taken apart: slot -> what it keeps for every bucket, and name -> its other numbers."""
+    slots: dict[str, Vectors] = {}
+    numbers = {}
+    for path, x in jax.tree_util.tree_flatten_with_path(dense_opt)[0]:
+        slot, bucket = _place(path, buckets)
+        if bucket is None:
+            numbers[slot] = x
+        else:
+            slots.setdefault(slot, {})[bucket] = x
+    return slots, numbers
+
+
+def _with_slots(dense_opt, buckets: Buckets, slots: dict[str, Vectors], numbers: dict[str, Array]):
+    """The inverse of `_slots`, in the structure of `dense_opt`."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(dense_opt)
+    places = [_place(path, buckets) for path, _ in paths]
+    return jax.tree.unflatten(treedef, [numbers[s] if b is None else slots[s][b] for s, b in places])
+
+
+def _place(path: tuple, buckets: Buckets) -> tuple[str, str | None]:
+    """(slot, bucket) of an array of an optimizer's state, e.g. ('mu', 'layers/0:decay'); (name, None) of one of the whole."""
+    last = path[-1]
+    if isinstance(last, jax.tree_util.DictKey) and last.key in buckets.buckets:
+        return jax.tree_util.keystr(path[-2:-1], simple=True), last.key
+    return "optimizer/" + jax.tree_util.keystr(path[-1:], simple=True), None
