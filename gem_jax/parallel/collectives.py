@@ -1,9 +1,9 @@
 """Collectives of the dense parameters: HSDP, called inside the `shard_map` of a step.
 
-A unit of the model is one flat vector (`training.buckets`) of which each device of a shard group keeps 1/S. It is gathered before use;
-its gradient is reduce-scattered inside the group and only that share is summed over the replicas. For P parameters of B bytes,
-S shards and G replica groups a device receives (S - 1) / S P B to gather, as much of float32 to reduce, and 2 (G - 1) / G P 4 / S over
-the replicas.
+A unit of the model is one flat vector (`training.buckets`) of which each device of a shard group keeps 1/S. It is gathered before
+use; its gradient is reduce-scattered inside the group and only that share is summed over the replicas. For P parameters of B bytes,
+S shards and G replica groups a device receives (S - 1) / S P B to gather, as much of float32 to reduce, and 2 (G - 1) / G P 4 / S
+over the replicas.
 """
 
 import functools

@@ -1,9 +1,9 @@
 """The batches of all processes, side by side, without a step that waits for the host.
 
-A step needs all processes, and packed batches hold varying numbers of examples, so one process may run out before another: it then
-feeds empty batches. Who still has a batch, how many examples a step has in all, and whether someone wants to stop must be known alike
-in every process before a step starts. Each process therefore looks two batches ahead and sends what it sees along with the step that
-it starts now, as numbers which the step sums (`signals`); two steps later the sums have long been computed.
+A step needs all processes, and packed batches hold varying numbers of examples, so one process may run out before another: it
+then feeds empty batches. Who still has a batch, how many examples a step has in all, and whether someone wants to stop must be
+known alike in every process before a step starts. Each process therefore looks two batches ahead and sends what it sees along with
+the step that it starts now, as numbers which the step sums (`signals`); two steps later the sums have long been computed.
 """
 
 import collections

@@ -89,8 +89,11 @@ REMADE = frozenset(
 
 
 def saved_activations(config: Config, schema: Schema, batch: Batch) -> int:
-    """Bytes that the forward pass of one device keeps for the backward pass, as traced: results of products, reductions, gathers and
-    kernels. An estimate, made without compiling: XLA's own buffers were 0.7 to 2 times as large where both are known."""
+    """Bytes that the forward pass of one device keeps for the backward pass, as traced.
+
+    Results of products, reductions, gathers and kernels count. It is an estimate, made without compiling: XLA's temporaries were
+    between 0.7 and 2 times as large where both are known.
+    """
     graph, dense = nnx.split(
         nnx.eval_shape(lambda: config.model.build(schema, policy=config.precision, rngs=nnx.Rngs(0)))
     )

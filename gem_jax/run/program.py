@@ -210,7 +210,7 @@ class Program:
 
     def _on_mesh(self, function, more_specs: tuple[P, ...], out_specs, *, donate: bool = False):
         """`function(state, ...)` of one device as a jitted one of the mesh's arrays."""
-        # Replication is not tracked (check_vma=False): the gradient is taken inside, and what is summed over which axis is spelled out.
+        # Replication is not tracked (check_vma=False): the gradient is taken inside, and each sum spells its axis out.
         in_specs = (self.specs, *more_specs)
         mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         return jax.jit(

@@ -1,7 +1,7 @@
 """Dense parameters as a few flat vectors, the buckets: how they lie on devices and travel; by name is how they are saved.
 
 A GEM has hundreds of small arrays. In buckets the optimizer is a handful of operations instead of ten per array (a third of the
-compiled step of `gem_debug`), and a bucket can be cut evenly over any number of devices: HSDP gathers a unit of the model at a time.
+compiled step of `gem_debug`), and a bucket can be cut evenly over any number of devices: HSDP gathers a unit at a time.
 
 Shape letters: P numbers of a bucket, zeros at its end included.
 """
