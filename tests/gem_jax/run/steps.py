@@ -3,22 +3,23 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gem_jax.config import Config
 from gem_jax.data.batch import Batch, Examples
-from gem_jax.data.packing import pack
+from gem_jax.data.packing import BatchConfig, pack
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.embedding.placement import Scheme
-from gem_jax.embedding.sharded import TablesConfig
+from gem_jax.embedding.tables import TablesConfig
 from gem_jax.models import DLRMConfig, ModelConfig
 from gem_jax.models.gem import GemConfig, Level
-from gem_jax.parallel.mesh import local_devices, make_mesh
+from gem_jax.parallel.mesh import MeshConfig, local_devices
 from gem_jax.parallel.sharding import local_rows, place_batch
+from gem_jax.run.plan import RunPlan
+from gem_jax.run.program import Program
+from gem_jax.training.objective import MultiTaskConfig
 from gem_jax.training.optimizer import OptimizerConfig
-from gem_jax.training.state import Setup, TrainState, init_state
-from gem_jax.training.step import make_eval_step, make_train_step
 
 NUM_STEPS = 30
 GLOBAL_BATCH = 32
@@ -32,6 +33,7 @@ DATA = SyntheticConfig(
     organic_max_len=8,
     impressions_max_len=8,
 )
+SCHEMA = DATA.schema()
 GEM = GemConfig(
     embedding_dim=16,
     fmb_tokens=4,
@@ -50,95 +52,107 @@ That is the same on 8 x 1 and 2 x 4 devices and has nothing to do with the mesh,
 DLRM = DLRMConfig(embedding_dim=16, bottom_hidden=(16,), top_hidden=(32,))
 """Quick to compile; it reads the multi-valued feature and pools the histories."""
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.02, weight_decay=0.01, table_l2=1e-3)
+OBJECTIVE = MultiTaskConfig(task_weights={"conversion": 0.5}, domain_weights={"stories": 2.0})
+BASE_LOGITS = np.float32([-3, -6])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Losses and gradient norms by step, how many steps overflowed, the last step's logits and those of evaluation by example, and
-    the state after the last step."""
+    """What a run of steps leaves.
+
+    Attributes:
+      losses: by step.
+      norms: gradient norms by step.
+      overflows: how many steps overflowed.
+      logits: of the last step, by example.
+      evaluated: the logits of the last step's batch after it, by example.
+      state: the state by name.
+    """
 
     losses: np.ndarray
     norms: np.ndarray
     overflows: float
     logits: np.ndarray
     evaluated: np.ndarray
-    dense: dict[str, np.ndarray]
-    tables: dict[str, np.ndarray]
-    accumulators: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]
+
+
+def program_on(
+    replica: int,
+    shard: int,
+    tables: TablesConfig = TablesConfig(),  # noqa: B008 (frozen)
+    *,
+    model: ModelConfig = DLRM,
+    schemes: dict[str, Scheme] | None = None,
+) -> Program:
+    """The program of the stream on a mesh; every table by rows unless `schemes` says otherwise."""
+    slots = GLOBAL_BATCH // (replica * shard)
+    by_rows = dict.fromkeys((table.name for table in SCHEMA.tables), "rows")
+    config = Config(
+        name="steps",
+        data=DATA,
+        model=model,
+        batch=BatchConfig(examples=slots, tokens={s.name: slots * s.max_len for s in SCHEMA.sequences}),
+        optimizer=OPTIMIZER,
+        objective=OBJECTIVE,
+        mesh=MeshConfig(replica=replica, shard=shard),
+        tables=dataclasses.replace(tables, schemes=by_rows | (schemes or {})),
+    )
+    return Program.of(config, SCHEMA, RunPlan.of(config, SCHEMA, jax.devices()[: replica * shard]))
 
 
 def train_on(
     replica: int,
     shard: int,
-    tables: TablesConfig | None = None,
+    tables: TablesConfig = TablesConfig(),  # noqa: B008 (frozen)
     *,
     model: ModelConfig = DLRM,
     schemes: dict[str, Scheme] | None = None,
-    owners: dict[str, int] | None = None,
 ) -> Outcome:
     """`NUM_STEPS` steps on a mesh of this process, or of all processes of a job: each then reads its own part of every batch."""
+    program = program_on(replica, shard, tables, model=model, schemes=schemes)
+    return take_steps(program, program.init(0, BASE_LOGITS), range(NUM_STEPS))
+
+
+def take_steps(program: Program, state, numbers: range) -> Outcome:
+    """Steps of the stream from a state on, which they consume."""
     source = DATA.build().train
-    mesh = make_mesh(replica, shard)
-    setup, state = init_state(
-        model,
-        source.schema,
-        OPTIMIZER,
-        seed=0,
-        mesh=mesh,
-        tables=tables,
-        schemes=schemes,
-        owners=owners,
-        base_logits=np.float32([-3, -6]),
-    )
-    step = make_train_step(setup, task_weights={"conversion": 0.5}, domain_weights={"stories": 2.0})
     losses, norms, overflows = [], [], 0.0
-    for number in range(NUM_STEPS):
-        examples, batch = _batch(source, setup, number)
-        placed = place_batch(batch, mesh)
-        state, outputs = step(state, placed, np.float32(number / NUM_STEPS))
+    for number in numbers:
+        examples, batch = _batch(source, program, number)
+        placed = place_batch(batch, program.mesh)
+        state, outputs = program.train_step(state, placed, number / NUM_STEPS)
         losses.append(float(outputs["loss"]))
         norms.append(float(outputs["grad_norm"]))
         overflows += float(outputs["table_overflow"])
-    evaluated = make_eval_step(setup)(state, placed)
     return Outcome(
         losses=np.array(losses),
         norms=np.array(norms),
         overflows=overflows,
         logits=_by_example(outputs["logits"], examples, batch),
-        evaluated=_by_example(evaluated, examples, batch),
-        **_numbers(setup, _whole(state)),
+        evaluated=_by_example(program.eval_step(state, placed), examples, batch),
+        state=by_name(program, state),
     )
 
 
-def _batch(source, setup: Setup, number: int) -> tuple[Examples, Batch]:
+def by_name(program: Program, state) -> dict[str, np.ndarray]:
+    """The state as NumPy arrays, in every process."""
+    arrays = program.to_logical(state)
+    if jax.process_count() > 1:
+        return {n: np.asarray(multihost_utils.process_allgather(x, tiled=True)) for n, x in arrays.items()}
+    return {name: np.asarray(x) for name, x in arrays.items()}
+
+
+def _batch(source, program: Program, number: int) -> tuple[Examples, Batch]:
     """This process's examples of a step, and their batch for its devices."""
     own = GLOBAL_BATCH // jax.process_count()
     first = number * GLOBAL_BATCH + jax.process_index() * own
     examples = source.read(np.arange(first, first + own))
-    num_devices = local_devices(setup.mesh)
-    slots = own // num_devices
+    slots = own // local_devices(program.mesh)
     tokens = {s.name: slots * s.max_len for s in source.schema.sequences}
-    batch, host = pack(examples, source.schema, slots, tokens, num_devices=num_devices)
+    batch, host = pack(examples, source.schema, slots, tokens, num_devices=local_devices(program.mesh))
     assert host.num_examples == own
     return examples, batch
-
-
-def _whole(state: TrainState) -> TrainState:
-    """The state as NumPy arrays in every process."""
-    state = dataclasses.replace(state, key=jax.random.key_data(state.key))
-    if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, state)
-    return jax.tree.map(np.asarray, multihost_utils.process_allgather(state, tiled=True))
-
-
-def _numbers(setup: Setup, state: TrainState) -> dict[str, dict[str, np.ndarray]]:
-    dense = setup.layout.unflatten(jax.tree.map(jnp.asarray, state.dense))
-    names = [table.name for table in setup.schema.tables]
-    return dict(
-        dense={jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_flatten_with_path(dense)[0]},
-        tables={name: setup.tables.export(state.tables, name) for name in names},
-        accumulators={name: setup.tables.export(state.tables, name, "accumulator") for name in names},
-    )
 
 
 def _by_example(logits: jax.Array, examples: Examples, batch: Batch) -> np.ndarray:

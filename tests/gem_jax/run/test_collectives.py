@@ -1,36 +1,42 @@
 """What crosses devices in a compiled step is what theory says, operation by operation and byte by byte."""
 
 import collections
-import math
+import dataclasses
 import re
 
 import jax
-import numpy as np
 import pytest
 
-from gem_jax.data.columns import empty_examples
-from gem_jax.data.packing import pack
-from gem_jax.embedding.sharded import TablesConfig
-from gem_jax.models import ModelConfig
-from gem_jax.parallel.mesh import make_mesh
+from gem_jax.config import Config
+from gem_jax.data.packing import BatchConfig
+from gem_jax.embedding.tables import TablesConfig
+from gem_jax.parallel.mesh import MeshConfig
+from gem_jax.run.memory import device_batch
+from gem_jax.run.plan import RunPlan
+from gem_jax.run.program import Program
 from gem_jax.scale.hlo import Collective, collectives, total_received
-from gem_jax.training.state import Setup, abstract_state
-from gem_jax.training.step import make_train_step
-from tests.gem_jax.run.steps import DATA, DLRM, OPTIMIZER
+from tests.gem_jax.run.steps import DATA, DLRM, OPTIMIZER, SCHEMA
 
 PER_DEVICE = 4
 SHARD, REPLICA = ("shard",), ("replica",)
 
 
-def compiled_step(replica: int, shard: int, tables: TablesConfig | None = None, model: ModelConfig = DLRM):
-    """The setup, the requests of one device, and the compiled step."""
-    schema = DATA.build().train.schema
-    mesh = make_mesh(replica, shard)
-    setup, state = abstract_state(model, schema, OPTIMIZER, mesh=mesh, tables=tables)
-    tokens = {s.name: PER_DEVICE * s.max_len for s in schema.sequences}
-    batch, one = (pack(empty_examples(schema), schema, PER_DEVICE, tokens, num_devices=n)[0] for n in (mesh.size, 1))
-    compiled = make_train_step(setup).lower(state, batch, np.float32(0)).compile()
-    return setup, setup.collection.ids(one), compiled
+def program_of(replica: int, shard: int, schema=SCHEMA, tables: TablesConfig | None = None) -> Program:
+    """The DLRM's program, with every table by rows unless `tables` says otherwise."""
+    by_rows = dict.fromkeys((table.name for table in schema.tables), "rows")
+    tables = tables or TablesConfig()
+    config = Config(
+        name="collectives",
+        data=DATA,
+        model=DLRM,
+        batch=BatchConfig(
+            examples=PER_DEVICE, tokens={s.name: PER_DEVICE * s.max_len for s in schema.sequences}
+        ),
+        optimizer=OPTIMIZER,
+        mesh=MeshConfig(replica=replica, shard=shard),
+        tables=dataclasses.replace(tables, schemes=by_rows | tables.schemes),
+    )
+    return Program.of(config, schema, RunPlan.of(config, schema, jax.devices()[: replica * shard]))
 
 
 def listed(found: list[Collective], *, fallback: bool) -> collections.Counter:
@@ -45,11 +51,11 @@ def singles(collective: Collective) -> int:
     return collective.result_bytes % 32 if collective.kind == "all-reduce" else 0
 
 
-def dense_theory(setup: Setup, replica: int, shard: int) -> collections.Counter:
+def dense_theory(program: Program, replica: int, shard: int) -> collections.Counter:
     """HSDP: every unit gathered for the forward pass, its matrices again for the backward pass; gradients reduced inside the group,
     and only a device's share of all units together over the replicas."""
     expected: collections.Counter = collections.Counter()
-    sizes = {name: math.prod(x.shape) * 4 for name, x in _flat(setup).items()}
+    sizes = {name: bucket.size * 4 for name, bucket in program.parts.buckets.buckets.items()}
     if shard > 1:
         for size in sizes.values():
             expected["all-gather", SHARD, size] += 1
@@ -59,16 +65,13 @@ def dense_theory(setup: Setup, replica: int, shard: int) -> collections.Counter:
     return expected
 
 
-def _flat(setup: Setup):
-    return jax.eval_shape(setup.layout.flatten, setup.layout.abstract())
-
-
-def table_theory(setup: Setup, requests, replica: int, shard: int) -> tuple[collections.Counter, collections.Counter]:
+def table_theory(program: Program, replica: int, shard: int) -> tuple[collections.Counter, collections.Counter]:
     """Tables by rows: ids there and rows back, ids and gradients there again; touched rows over the replicas. And the way for too
     many ids: everything to everyone of the group."""
-    dim = setup.collection.dim
-    asked = sum(ids.shape[0] for _, ids in requests)
-    places = shard * setup.tables.capacity(requests) if shard > 1 else asked
+    tables = program.parts.tables
+    requests = tables.requests(device_batch(program.config, program.schema))
+    dim, asked = tables.dim, sum(ids.shape[0] for _, ids in requests)
+    places = shard * tables.capacity(requests) if shard > 1 else asked
     usual: collections.Counter = collections.Counter()
     fallback: collections.Counter = collections.Counter()
     if shard > 1:
@@ -79,7 +82,7 @@ def table_theory(setup: Setup, requests, replica: int, shard: int) -> tuple[coll
         fallback["reduce-scatter", SHARD, asked * dim * 4] += 1
     if replica > 1:
         for counter, asked_of_owner in ((usual, places), (fallback, shard * asked)):
-            rows = min(asked_of_owner, setup.tables.placement.slots)
+            rows = min(asked_of_owner, tables.placement.slots)
             if counter is usual or shard > 1:
                 counter["all-gather", REPLICA, replica * rows * 4] += 1
                 counter["all-gather", REPLICA, replica * rows * dim * 4] += 1
@@ -88,10 +91,10 @@ def table_theory(setup: Setup, requests, replica: int, shard: int) -> tuple[coll
 
 @pytest.mark.parametrize(("replica", "shard"), [(2, 4), (1, 8), (8, 1)])
 def test_the_step_does_what_theory_says_and_nothing_else(replica, shard):
-    setup, requests, compiled = compiled_step(replica, shard)
-    found = collectives(compiled.as_text(), dict(setup.mesh.shape))
-    usual, fallback = table_theory(setup, requests, replica, shard)
-    dense = dense_theory(setup, replica, shard)
+    program = program_of(replica, shard)
+    found = collectives(program.lower().compile().as_text(), dict(program.mesh.shape))
+    usual, fallback = table_theory(program, replica, shard)
+    dense = dense_theory(program, replica, shard)
     surplus = listed(found, fallback=False)
     surplus.subtract(dense + usual)
     regathered = {key: n for key, n in surplus.items() if n}
@@ -108,8 +111,8 @@ def test_replicas_exchange_shares_and_touched_rows_only():
     """Over the replicas, twice the shards is half the dense bytes, and never a whole parameter or table."""
     received = {}
     for replica, shard in ((4, 2), (2, 4)):
-        setup, _, compiled = compiled_step(replica, shard)
-        found = collectives(compiled.as_text(), dict(setup.mesh.shape))
+        program = program_of(replica, shard)
+        found = collectives(program.lower().compile().as_text(), dict(program.mesh.shape))
         received[shard] = total_received(found, "all-reduce", REPLICA) / (2 * (replica - 1) / replica)
     assert received[2] == 2 * received[4]
 
@@ -119,17 +122,12 @@ def test_replicas_exchange_shares_and_touched_rows_only():
 def test_no_array_of_a_tables_size_is_made(scheme, fully_sharded):
     """With 400 thousand rows a shard's weights are 6.4 MB; the step's temporary memory is far below, but for the rows that fully
     sharded tables gather for it."""
-    schema = DATA.build().train.schema
     rows = 400_000
-    schema = schema.replace(
-        tables=tuple(t if t.name != "user" else type(t)(name="user", rows=rows) for t in schema.tables)
+    schema = SCHEMA.replace(
+        tables=tuple(t if t.name != "user" else type(t)(name="user", rows=rows) for t in SCHEMA.tables)
     )
-    mesh = make_mesh(2, 4)
     config = TablesConfig(schemes={"user": scheme}, fully_sharded=fully_sharded)
-    setup, state = abstract_state(DLRM, schema, OPTIMIZER, mesh=mesh, tables=config)
-    tokens = {s.name: PER_DEVICE * s.max_len for s in schema.sequences}
-    batch = pack(empty_examples(schema), schema, PER_DEVICE, tokens, num_devices=8)[0]
-    memory = make_train_step(setup).lower(state, batch, np.float32(0)).compile().memory_analysis()
+    memory = program_of(2, 4, schema, config).lower().compile().memory_analysis()
     shard_bytes = rows * DLRM.embedding_dim * 4 / 4
     # The accumulator of a table by columns is whole on each device.
     state_bytes = shard_bytes + rows * 4 / (1 if scheme == "columns" else 4)
@@ -139,5 +137,5 @@ def test_no_array_of_a_tables_size_is_made(scheme, fully_sharded):
 
 def test_searches_are_no_loops():
     """On a GPU a loop launches its kernels anew for each bisection; unrolled, they are one kernel."""
-    compiled = compiled_step(1, 8)[2]
-    assert not re.search(r'op_name="[^"]*searchsorted[^"]*/while', compiled.as_text())
+    text = program_of(1, 8).lower().compile().as_text()
+    assert not re.search(r'op_name="[^"]*searchsorted[^"]*/while', text)

@@ -6,9 +6,9 @@ GEM_TEST_GPU=1 pytest -m gpu tests/gem_jax/run, on a machine with two GPUs or mo
 import jax
 import pytest
 
-from gem_jax.embedding.sharded import TablesConfig
+from gem_jax.embedding.tables import TablesConfig
 from tests.gem_jax.run.steps import DLRM, GEM, train_on
-from tests.gem_jax.run.test_steps_on_meshes import OWNERS, SCHEMES, assert_same, on_one_device
+from tests.gem_jax.run.test_steps_on_meshes import SCHEMES, assert_same, on_one_device
 
 pytestmark = pytest.mark.gpu
 
@@ -29,9 +29,8 @@ def test_gem(shards):
 
 @pytest.mark.parametrize("schemes", [{}, *SCHEMES.values()], ids=["rows", *SCHEMES])
 def test_table_schemes(shards, schemes):
-    owners = {name: owner % shards for name, owner in OWNERS.items()}
     with jax.default_matmul_precision("highest"):
-        found = train_on(1, shards, schemes=schemes, owners=owners)
+        found = train_on(1, shards, schemes=schemes)
         assert_same(found, on_one_device(DLRM))
     assert found.overflows == 0
 

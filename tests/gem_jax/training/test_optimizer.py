@@ -1,10 +1,12 @@
-"""The schedule, the choice of optimizer by a parameter's name, and clipped AdamW against a float64 loop."""
+"""The schedule, and clipped AdamW on buckets against a float64 loop."""
 
 import jax
 import numpy as np
 import pytest
 
-from gem_jax.training.optimizer import OptimizerConfig, clip_factor, dense_optimizer, group_of, path_name, schedule
+from gem_jax.errors import UserError
+from gem_jax.training.buckets import Bucket, Buckets
+from gem_jax.training.optimizer import OptimizerConfig, clip_factor, dense_optimizer, group_rate, schedule
 
 EPS = np.finfo(np.float32).eps
 
@@ -40,31 +42,12 @@ def test_schedule_rises_and_falls():
     assert (factors >= 0).all() and factors[-1] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("path", "group"),
-    [
-        *((f"layers/0/norm/{name}", "no_decay") for name in ("scale", "seeds", "places", "position", "time", "bias")),
-        *((f"head/{name}", "no_decay") for name in ("domain_gate", "domain_bias", "time_bias")),
-        *((f"layers/1/fmb/{name}", "decay") for name in ("kernel", "weight", "tower", "readout")),
-        *((f"cross/{name}", "decay") for name in ("w", "w1", "w2", "y", "z")),
-        ("scale", "no_decay"),
-        ("kernel", "decay"),
-    ],
-)
-def test_group_of_a_parameter(path, group):
-    assert group_of(path) == group
-
-
-@pytest.mark.parametrize("path", ["head/new_thing", "kernel/0", "rescale", "layers/0/xw", "biased"])
-def test_a_parameter_without_a_group_is_an_error(path):
-    with pytest.raises(ValueError, match=f"no optimizer for parameter '{path}'.*DENSE_GROUPS"):
-        group_of(path)
-
-
-def test_path_names_leave_out_the_variables_own_step():
-    tree = {"layers": [{"kernel": {"value": 1}}], "value_net": 2}
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    assert paths == ["layers/0/kernel", "value_net"]
+def buckets_of(params, group: str = "dense") -> Buckets:
+    """Buckets of these vectors, which decay where their names say so."""
+    kinds = {
+        n: Bucket(size=len(x), decay=n.endswith(":decay"), exact=False, group=group) for n, x in params.items()
+    }
+    return Buckets(treedef=jax.tree.structure(0), members=(), buckets=kinds)
 
 
 class AdamW:
@@ -99,7 +82,7 @@ def test_dense_optimizer_matches_adamw(clip_norm):
     rng = np.random.default_rng(0)
     sizes = {"tokens:decay": 7, "tokens:no_decay": 3, "layers/0:decay": 5}
     params = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
-    optimizer, reference = dense_optimizer(config), AdamW(config)
+    optimizer, reference = dense_optimizer(config, buckets_of(params)), AdamW(config)
     state = optimizer.init(params)
     for _ in range(3):
         grads = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
@@ -114,8 +97,8 @@ def test_dense_optimizer_matches_adamw(clip_norm):
 
 
 def test_only_the_decay_vectors_decay():
-    optimizer = dense_optimizer(OptimizerConfig(weight_decay=0.5))
     params = {"head:decay": np.float32([2.0]), "head:no_decay": np.float32([2.0])}
+    optimizer = dense_optimizer(OptimizerConfig(weight_decay=0.5), buckets_of(params))
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     assert (updates["head:decay"], updates["head:no_decay"]) == (1.0, 0.0)
@@ -127,10 +110,25 @@ def test_only_the_decay_vectors_decay():
         (dict(learning_rate=0.0), "optimizer.learning_rate=0.0 must be positive"),
         (dict(table_learning_rate=-1.0), "optimizer.table_learning_rate=-1.0 must be positive"),
         (dict(clip_norm=0.0), "optimizer.clip_norm=0.0 must be positive"),
-        (dict(warmup=1.0), r"optimizer.warmup=1.0 is a fraction of the run; it must lie in \[0, 1\)"),
+        (dict(warmup=1.0), r"optimizer.warmup=1.0 is a fraction; it must lie in \[0, 1\)"),
+        (dict(beta2=1.0), "optimizer.beta2=1.0 is a fraction"),
+        (dict(learning_rate=float("nan")), "optimizer.learning_rate=nan must be positive"),
+        (dict(weight_decay=float("nan")), "optimizer.weight_decay=nan must not be negative"),
+        (dict(group_rates={"adapter": -1.0}), "optimizer.group_rates.adapter=-1.0 must not be negative"),
         (dict(warmup=-0.1), "optimizer.warmup=-0.1 is a fraction"),
     ],
 )
 def test_wrong_configs_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         OptimizerConfig(**change)
+
+
+def test_a_groups_rate_is_found_and_an_unknown_group_refused():
+    params = {"adapter:decay": np.float32([1.0])}
+    buckets = buckets_of(params, group="adapter")
+    config = OptimizerConfig(group_rates={"adapter": 0.1})
+    dense_optimizer(config, buckets)
+    assert group_rate(config, buckets.buckets["adapter:decay"]) == 0.1
+    assert group_rate(OptimizerConfig(), buckets.buckets["adapter:decay"]) == 1.0
+    with pytest.raises(UserError, match="group_rates names the group 'adapter', which no parameter is in; there are dense"):
+        dense_optimizer(config, buckets_of(params))

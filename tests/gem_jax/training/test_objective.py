@@ -1,12 +1,32 @@
-"""The multi-task loss against its equation in float64."""
+"""The multi-task objective against its equation in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from gem_jax.training.loss import binary_cross_entropy, multitask_loss
+from gem_jax.data.batch import Batch
+from gem_jax.errors import UserError
+from gem_jax.models.outputs import Outputs
+from gem_jax.training.objective import MultiTask, MultiTaskConfig, binary_cross_entropy
+from tests.gem_jax.models.batches import FULL
 
 EPS = np.finfo(np.float32).eps
+
+
+def multitask_loss(logits, labels, weight, domain, by_task, by_domain):
+    """The objective's sum, as a function of arrays."""
+    return objective(by_task, by_domain)(Outputs(logits=logits), batch_of(labels, weight, domain))[0]
+
+
+def objective(by_task, by_domain) -> MultiTask:
+    names = tuple(f"task{n}" for n in range(len(by_task)))
+    return MultiTask(tasks=names, task_weights=tuple(by_task.tolist()), domain_weights=tuple(by_domain.tolist()))
+
+
+def batch_of(labels, weight, domain) -> Batch:
+    none = np.zeros((len(weight), 0), np.float32)
+    return Batch(ids={}, dense=none, vectors={}, sequences={}, labels=labels, domain=domain, weight=weight)
 
 
 def example(num_slots: int = 50, filled: int = 43):
@@ -80,3 +100,30 @@ def test_cross_entropy_is_finite_for_any_logit():
     logits = jnp.array([-1e4, -100.0, 100.0, 1e4])
     np.testing.assert_allclose(binary_cross_entropy(logits, jnp.ones(4)), [1e4, 100, 0, 0], rtol=EPS, atol=1e-37)
     np.testing.assert_allclose(binary_cross_entropy(logits, jnp.zeros(4)), [0, 0, 100, 1e4], rtol=EPS, atol=1e-37)
+
+
+def test_the_measures_are_each_tasks_own_loss():
+    logits, labels, weight, domain, by_task, by_domain = example()
+    _, measures = objective(by_task, by_domain)(Outputs(logits=logits), batch_of(labels, weight, domain))
+    assert list(measures) == ["loss/task0", "loss/task1", "loss/task2"]
+    for n in range(3):
+        only = np.where(np.arange(3) == n, np.float32(1), np.float32(0))
+        expected, _, _ = reference(logits, labels, weight, domain, only, np.ones_like(by_domain))
+        np.testing.assert_allclose(measures[f"loss/task{n}"], expected, rtol=16 * EPS)
+
+
+def test_weights_by_name():
+    config = MultiTaskConfig(task_weights={"conversion": 0.5}, domain_weights={"stories": 2.0})
+    built = config.build(FULL)
+    assert built.tasks == tuple(t.name for t in FULL.tasks)
+    assert dict(zip(built.tasks, built.task_weights, strict=True)) == {"click": 1.0, "conversion": 0.5}
+    weights = dict(zip(FULL.domains, built.domain_weights, strict=True))
+    assert weights.pop("stories") == 2.0 and set(weights.values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("field", "known"), [("task_weights", "click, conversion"), ("domain_weights", ", ".join(FULL.domains))]
+)
+def test_weights_of_what_is_not_there_are_refused(field, known):
+    with pytest.raises(UserError, match=f"objective.{field} names 'like', which the data does not have; it has {known}"):
+        MultiTaskConfig(**{field: {"like": 2.0}}).build(FULL)
