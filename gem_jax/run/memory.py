@@ -52,8 +52,6 @@ def device_memory(given_gib: float | None, devices: Sequence[jax.Device]) -> int
     device = devices[0]
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.local_devices())
-    if not isinstance(device, jax.Device) or not hasattr(device, "memory_stats"):
-        return None
     try:
         return (device.memory_stats() or {}).get("bytes_limit")
     except jax.errors.JaxRuntimeError:  # a device that only the compiler knows

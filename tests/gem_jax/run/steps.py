@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 from gem_jax.config import Config
 from gem_jax.data.batch import Batch, Examples
 from gem_jax.data.packing import BatchConfig, pack
+from gem_jax.data.schema import Table
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.embedding.placement import Scheme
 from gem_jax.embedding.tables import TablesConfig
@@ -33,7 +34,10 @@ DATA = SyntheticConfig(
     organic_max_len=8,
     impressions_max_len=8,
 )
-SCHEMA = DATA.schema()
+SCHEMA = DATA.schema().replace(
+    tables=tuple(Table(name=t.name, rows=1 << (t.rows - 1).bit_length()) for t in DATA.schema().tables)
+)
+"""The stream's, with tables of powers of two: of such sizes nothing but names tells a right restore from a wrong one."""
 GEM = GemConfig(
     embedding_dim=16,
     fmb_tokens=4,
@@ -119,7 +123,7 @@ def take_steps(program: Program, state, numbers: range) -> Outcome:
     source = DATA.build().train
     losses, norms, overflows = [], [], 0.0
     for number in numbers:
-        examples, batch = _batch(source, program, number)
+        examples, batch = batch_of_step(source, program, number)
         placed = place_batch(batch, program.mesh)
         state, outputs = program.train_step(state, placed, number / NUM_STEPS)
         losses.append(float(outputs["loss"]))
@@ -143,7 +147,7 @@ def by_name(program: Program, state) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in arrays.items()}
 
 
-def _batch(source, program: Program, number: int) -> tuple[Examples, Batch]:
+def batch_of_step(source, program: Program, number: int) -> tuple[Examples, Batch]:
     """This process's examples of a step, and their batch for its devices."""
     own = GLOBAL_BATCH // jax.process_count()
     first = number * GLOBAL_BATCH + jax.process_index() * own
