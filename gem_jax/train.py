@@ -6,8 +6,7 @@
     python -m gem_jax.train configs/gem_debug.py --init-from runs/other   start from another run's parameters
     python -m gem_jax.train configs/gem_debug.py --help                   every field, its meaning and its value
 
-What is wrong with a config, data or a checkpoint is said in one line; with GEM_TRACEBACK=1 in the environment it comes with Python's
-traceback, as every other error does.
+What is wrong with a config, data or a checkpoint is said in one line; GEM_TRACEBACK=1 in the environment shows its traceback too.
 
 The way of the data:  source -> loader (shuffle, pack) -> Batch -> train step -> logits -> metrics -> run folder.
 """
@@ -16,36 +15,35 @@ import dataclasses
 import math
 import os
 import pathlib
-import shlex
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from gem_jax import checkpoint as ckpt
-from gem_jax.cli import Command, main_of
+from gem_jax.checkpoint.run_folder import new_run_folder, newest_run_folder
 from gem_jax.config import Config, ConfigError, to_dict
 from gem_jax.data.loader import Loader
-from gem_jax.data.source import Source, Splits
+from gem_jax.data.source import Source
 from gem_jax.embedding.planner import table_of
+from gem_jax.errors import UserError
 from gem_jax.evaluation.evaluate import evaluate
-from gem_jax.evaluation.evaluator import scalars
 from gem_jax.files import write_json
-from gem_jax.parallel import processes, xla_flags
-from gem_jax.parallel.lockstep import Lockstep
+from gem_jax.models.outputs import table_width
+from gem_jax.parallel import processes
+from gem_jax.parallel.lockstep import Lockstep, placed_signals
 from gem_jax.parallel.mesh import local_devices
 from gem_jax.parallel.sharding import place_batch
 from gem_jax.report.console import print_table
-from gem_jax.report.html import write_report
 from gem_jax.report.log import RunLogger
+from gem_jax.report.page import write_report
 from gem_jax.report.window import Window
 from gem_jax.run.memory import device_batch, embedded_shapes
 from gem_jax.run.plan import RunPlan
 from gem_jax.run.program import Program
+from gem_jax.run.saves import Saves
 from gem_jax.training.cost import forward_flops
 from gem_jax.training.progress import Progress, interruption
 from gem_jax.training.state import TrainState
@@ -53,14 +51,18 @@ from gem_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command takes beside a config and its fields."""
+    """How a run begins."""
 
     resume: bool = False
     """Continue the newest run of that name from its last checkpoint."""
     init_from: str | None = None
-    """Folder of a run whose parameters a new run starts from."""
+    """Folder of a run whose parameters this new run starts from."""
     init_only: tuple[str, ...] = ("*",)
-    """With init_from: patterns of the parameters to take, e.g. 'tables/*' or 'dense/layers/*'."""
+    """Which parameters init_from takes, by patterns such as tables/* or dense/layers."""
+
+    def __post_init__(self):
+        if self.resume and self.init_from is not None:
+            raise UserError("--resume goes on with a run and --init-from begins one; give one of them")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -82,21 +84,16 @@ class Result:
     interrupted: bool
 
     def __repr__(self) -> str:
-        measures = {task: {k: m[k] for k in ("ne", "auc")} for task, m in self.summary["eval"].items()}
-        return f"Result({self.run_dir}, {self.summary['examples']:,} examples, eval={measures})"
+        measures = {task: {"ne": m["ne"], "auc": m["auc"]} for task, m in self.summary["eval"].items()}
+        return f"Result(run_dir={str(self.run_dir)!r}, examples={self.summary['examples']:,}, eval={measures})"
 
 
-def train(
-    config: Config,
-    options: Options = Options(),  # noqa: B008 (frozen)
-    *,
-    console: Console | None = None,
-) -> Result:
+def train(config: Config, options: Options | None = None, *, console: Console | None = None) -> Result:
     """Train, evaluate and report one run.
 
     Args:
       config: everything about the run.
-      options: how it begins.
+      options: how it begins; anew unless given.
       console: where progress and results are shown; standard output unless given, `Console(quiet=True)` for nothing.
 
     Raises:
@@ -104,7 +101,7 @@ def train(
       DivergedError: the loss or a logit became NaN or infinite.
     """
     started = time.perf_counter()
-    console = console or Console()
+    options, console = options or Options(), console or Console()
     _check_platform(config)
 
     # --- Data: examples by index, shuffled and packed into batches of static shape --------------------------------------------
@@ -114,6 +111,7 @@ def train(
     # --- Plan and program: where everything lies, and the jitted steps; nothing is allocated yet -------------------------------
     plan = RunPlan.of(config, splits.schema)
     program = Program.of(config, splits.schema, plan)
+    _show(plan, console)
     loader = Loader(
         splits.train,
         config.batch,
@@ -124,18 +122,145 @@ def train(
         num_devices=local_devices(plan.mesh),
     )
 
-    # --- Where the run stands: at its start, or at a checkpoint ----------------------------------------------------------------
-    run = ckpt.Run.newest(config, console) if options.resume else ckpt.Run.new(config, console)
-    progress = Progress()
+    # --- Where the run stands: at its start, or at the newest checkpoint of the newest run of this name ------------------------
+    find = newest_run_folder if options.resume else new_run_folder
+    run_dir = pathlib.Path(processes.first_process_says(str(find(config.runs_dir, config.name))))
+    saves = Saves(run_dir, program, loader, splits.identity(), lambda line: _say(console, line))
+    progress, changes = Progress(), ()
     if options.resume:
-        state, position = run.restore(program, splits.identity())
-        progress = Progress(**position["progress"])
-        progress.position = position["positions"][jax.process_index()]
-        loader.restore(position["loader"] | {"position": progress.position})
+        state, progress, changes = saves.resume()
     else:
         state = program.init(config.train.seed, base_rate_logits(splits.train))
         if options.init_from is not None:
-            state = run.take(state, program, options.init_from, options.init_only)
+            state = saves.take(state, options.init_from, options.init_only)
     resume_step = progress.step if options.resume else None
-    batches = iter(loader)
-    turns = iter(Lockstep(_placed(batches, program), lambda: _place(loader.empty_batch(), program), (stop, is_due)))
+
+    def evaluation(source: Source) -> dict[str, Any]:
+        return evaluate(program, program.in_step(state), source, config.batch, config.train.eval_examples)
+
+    # --- The loop: one step a batch; what a step returns is looked at while the next one runs ----------------------------------
+    with interruption() as interrupted:
+        batches = iter(loader)
+        turns = iter(
+            Lockstep(
+                ((place_batch(batch, plan.mesh), host) for batch, host in batches),
+                lambda: (place_batch(loader.empty_batch()[0], plan.mesh), loader.empty_batch()[1]),
+                flags=(interrupted, lambda: saves.is_due(progress)),
+            )
+        )
+        # Data that cannot be read shows here, before anything is written. A finished run that is resumed has nothing left.
+        turn = next(turns, None) if progress.examples < total else None
+        saves.begin(progress, changes)
+        log = RunLogger(
+            run_dir if processes.is_first() else None, total_examples=total, resume_step=resume_step, console=console
+        )
+        window = Window(log, splits.schema)
+        time_to_first_step_s = None
+        stopped = False
+
+        def save(since: float) -> float:
+            window.flush()  # raises before a diverged model takes the place of a checkpoint
+            now = progress.count_seconds(since)
+            saves.save(state, progress)
+            return now
+
+        with log:
+            clock = time.perf_counter()
+            while turn is not None and progress.examples < total:
+                stopped, is_due = turn.flags
+                if stopped:
+                    break
+                if is_due:
+                    clock = save(clock)
+                before = progress.examples
+                signals = placed_signals(turn.signals, plan.mesh)
+                state, outputs = program.train_step(state, turn.batch, before / total, signals)
+                turn.sums = outputs["signals"]
+                progress.advance(turn.num_examples, turn.host.position, turn.host.truncated)
+                if time_to_first_step_s is None:  # this step was compiled: start-up, not training
+                    jax.block_until_ready(outputs)
+                    clock = time.perf_counter()
+                    time_to_first_step_s = clock - started
+                else:
+                    progress.timed_examples += turn.num_examples
+                window.add(progress.step, progress.examples, outputs, turn.host)
+                if _passed(config.train.eval_every, before, progress.examples):
+                    pause = time.perf_counter()
+                    part, source = ("valid", splits.valid) if splits.valid is not None else ("eval", splits.test)
+                    log.evaluation(progress.step, progress.examples, part, evaluation(source))
+                    clock += time.perf_counter() - pause
+                turn = next(turns, None)
+            save(clock)
+            batches.close()
+            saves.close()
+
+            # --- Evaluation and report ----------------------------------------------------------------------------------------
+            stopped = processes.any_process(stopped or interrupted())
+            result = {}
+            if not stopped:
+                result = evaluation(splits.test)
+                log.evaluation(progress.step, progress.examples, "eval", result)
+
+    summary = {
+        "config": to_dict(config),
+        "device": f"{plan.mesh.size} x {jax.devices()[0].device_kind}",
+        "mesh": dict(plan.mesh.shape),
+        "jax": jax.__version__,
+        "examples": progress.examples,
+        "examples_per_s": progress.timed_examples / progress.seconds if progress.timed_examples else None,
+        "time_to_first_step_s": time_to_first_step_s,
+        "parameters": program.count_parameters(),
+        "forward_flops_per_example": program_flops(program),
+        "truncated_events": progress.truncated,
+        "eval": result,
+    }
+    if processes.is_first():
+        if not stopped:
+            write_json(run_dir / "summary.json", summary)
+            print_table(result, console)
+        write_report(run_dir)
+    return Result(run_dir=run_dir, summary=summary, program=program, state=state, interrupted=stopped)
+
+
+def base_rate_logits(source: Source, limit: int = 20_000) -> np.ndarray:
+    """[N] float32: the logit of each task's base rate among the first `limit` examples; a new model starts from there."""
+    labels = source.read(np.arange(min(limit, len(source)))).labels
+    observed = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
+    rate = (np.nansum(labels, axis=0) + 0.5) / (observed + 1.0)  # never 0 or 1
+    return np.log(rate / (1 - rate)).astype(np.float32)
+
+
+def program_flops(program: Program) -> float:
+    """FLOPs of one example's forward pass; see `training.cost`."""
+    batch = device_batch(program.config, program.schema)
+    width = table_width(program.config.model, program.schema)
+    return forward_flops(program.parts, embedded_shapes(batch, program.schema, width), batch)
+
+
+def _show(plan: RunPlan, console: Console) -> None:
+    """The tables' places where there are several devices, and what the plan predicts of memory."""
+    if processes.is_first():
+        if plan.mesh.size > 1:
+            console.print(table_of(plan.tables))
+        _say(console, plan.memory.line())
+
+
+def _passed(every: int | None, before: int, now: int) -> bool:
+    return every is not None and before // every < now // every
+
+
+def _check_platform(config: Config) -> None:
+    """XLA's fused matmuls (YNNPACK) of bfloat16 end the process on a CPU, without a word: seen with jax 0.11.2."""
+    unfused = "--xla_cpu_experimental_ynn_fusion_type="
+    if config.precision.compute != "bfloat16" or jax.default_backend() != "cpu":
+        return
+    if unfused not in os.environ.get("XLA_FLAGS", "").split():
+        raise ConfigError(
+            "precision.compute=bfloat16 would crash XLA on a CPU; leave it float32, or set XLA_FLAGS to "
+            f"'{unfused}' before Python starts, which turns off the fused matmuls that crash"
+        )
+
+
+def _say(console: Console, message: str) -> None:
+    """Prints a message as it is: a path or a command to copy may be longer than a line and hold brackets."""
+    console.print(message, markup=False, highlight=False, soft_wrap=True)

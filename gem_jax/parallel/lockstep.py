@@ -13,8 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from gem_jax.parallel import processes
+from gem_jax.parallel.mesh import local_devices
+from gem_jax.parallel.sharding import place_batch
 
 AHEAD = 2
 """Steps between a signal and its use: one at work on the device, one waiting behind it."""
@@ -89,3 +92,10 @@ class Lockstep:
         """int32: whether there is a batch, its examples, and the flags as they are now."""
         count = 0 if item is None else item[1].num_examples
         return np.array([item is not None, count, *(flag() for flag in self._flags)], np.int32)
+
+
+def placed_signals(signals: np.ndarray, mesh: Mesh) -> jax.Array:
+    """This process's signals as its part of an int32 array [devices, K]: its first device has them, the others zeros."""
+    rows = np.zeros((local_devices(mesh), len(signals)), np.int32)
+    rows[0] = signals
+    return place_batch(rows, mesh)

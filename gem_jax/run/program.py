@@ -10,6 +10,7 @@ The same on devices that exist and on those that only a compiler knows: `scale` 
 
 import dataclasses
 import functools
+import importlib.metadata
 from typing import Any
 
 import jax
@@ -247,6 +248,7 @@ class Program:
             "schema": to_dict(self.schema),
             "mesh": dict(self.mesh.shape),
             "placement": {t.name: {"scheme": t.scheme, "owner": t.owner} for t in tables.tables},
+            "versions": {"jax": jax.__version__, "gem_jax": importlib.metadata.version("gem_jax")},
         }
 
     def count_parameters(self) -> dict[str, int]:

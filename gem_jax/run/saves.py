@@ -1,0 +1,125 @@
+"""What a run asks of its checkpoints: save now, and go on from the newest."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gem_jax.checkpoint.cadence import Cadence
+from gem_jax.checkpoint.checkpoints import Checkpoints, saved_arrays
+from gem_jax.checkpoint.history import record
+from gem_jax.checkpoint.manifest import Manifest
+from gem_jax.checkpoint.restore import init_from, restore
+from gem_jax.checkpoint.resume import Change, compare
+from gem_jax.config import to_dict
+from gem_jax.data.loader import Loader
+from gem_jax.files import write_json
+from gem_jax.parallel import processes
+from gem_jax.run.program import Program
+from gem_jax.training.progress import Progress
+from gem_jax.training.state import TrainState
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's folder."""
+
+type Say = Callable[[str], None]
+
+
+class Saves:
+    """The checkpoints of one run. Every method is called by all processes.
+
+    Args:
+      run_dir: the run's folder; made by the first save or `begin`.
+      program: of the run.
+      loader: of its training data, whose position is saved and restored.
+      identity: of its data, `Splits.identity`.
+      say: takes a line for the user.
+    """
+
+    def __init__(self, run_dir: pathlib.Path, program: Program, loader: Loader, identity: dict[str, Any], say: Say):
+        self.run_dir = run_dir
+        self._program, self._loader, self._identity, self._say = program, loader, identity, say
+        self._checkpoints = Checkpoints(run_dir / CHECKPOINTS, program.config.checkpoint.keep)
+        self._cadence = Cadence(program.config.checkpoint, time.monotonic(), 0)
+
+    def resume(self) -> tuple[TrainState, Progress, tuple[Change, ...]]:
+        """The state and the counters of the newest whole checkpoint, and what has changed since; the loader goes on from there.
+
+        Raises:
+          UserError: there is no whole checkpoint, it does not fit, or something has changed that may not.
+        """
+        config = to_dict(self._program.config)
+        changes: tuple[Change, ...] = ()
+
+        def check(manifest: Manifest) -> None:
+            nonlocal changes
+            changes = compare(manifest, config, self._identity)
+
+        restored = restore(self._checkpoints, self._program, self._say, check=check)
+        position = restored.manifest.position
+        progress = Progress(**position["progress"])
+        if len(position["positions"]) == jax.process_count():
+            progress.position = position["positions"][jax.process_index()]
+        self._loader.restore(position["loader"] | self._loader.position_state(progress.position))
+        self._cadence.saved(time.monotonic(), progress.examples)
+        for line in (*restored.report.lines, *map(str, changes)):
+            self._say(line)
+        return restored.state, progress, changes
+
+    def take(self, state: TrainState, folder: str, patterns: tuple[str, ...]) -> TrainState:
+        """The state with another run's parameters, as far as they match the patterns and fit; says what was taken.
+
+        Raises:
+          UserError: the folder has no whole checkpoint, or nothing in it fits.
+        """
+        other = Checkpoints(pathlib.Path(folder) / CHECKPOINTS)
+        restored = init_from(other, self._program, state, patterns, self._say)
+        self._say(f"From {folder}, step {restored.manifest.step}:")
+        self._say(str(restored.report))
+        return restored.state
+
+    def begin(self, progress: Progress, changes: tuple[Change, ...]) -> None:
+        """Writes config.json and the history; a summary of an earlier end no longer holds."""
+        if processes.is_first():
+            description = self._program.describe()
+            (self.run_dir / "summary.json").unlink(missing_ok=True)
+            write_json(self.run_dir / "config.json", description["config"])
+            record(self.run_dir, progress.step, changes, description["mesh"], description["versions"])
+
+    def is_due(self, progress: Progress) -> bool:
+        """Whether it is time to save; asked of the first process alone, whose clock counts."""
+        return processes.is_first() and self._cadence.is_due(time.monotonic(), progress.examples)
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Saves in the background; returns once the state may be overwritten.
+
+        Raises:
+          UserError: this save or the one before failed at the file system.
+        """
+        arrays = self._program.to_logical(state)
+        positions = processes.gather_rows(np.array([progress.position])).tolist()  # every process has its own
+        manifest = Manifest(
+            step=progress.step,
+            arrays=saved_arrays(arrays, self._program.logical_specs()),
+            data=self._identity,
+            position={
+                "progress": dataclasses.asdict(progress),
+                "loader": self._loader.position_state(progress.position),
+                "positions": positions,
+            },
+            **self._program.describe(),
+        )
+        self._checkpoints.save(progress.step, arrays, manifest)
+        self._cadence.saved(time.monotonic(), progress.examples)
+
+    def close(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+          UserError: the last save failed at the file system.
+        """
+        self._checkpoints.close()
