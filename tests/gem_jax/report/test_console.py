@@ -7,11 +7,13 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from gem_jax.training import logging
-from gem_jax.report.console import RunLogger, format_rate, print_table, read_metrics
+from gem_jax.report import console as console_module
+from gem_jax.report.console import print_table
+from gem_jax.report.formats import format_rate
+from gem_jax.report.log import RunLogger, read_metrics
 
 MEASURES = {
-    "ne": 0.81234, "bayes_ne": 0.75, "auc": 0.7654321, "gauc": None, "calibration": 1.0123, "logloss": 0.1234567,
+    "ne": 0.81234, "bayes_ne": 0.75, "closed": 0.75064, "auc": 0.7654321, "gauc": None, "calibration": 1.0123, "logloss": 0.1234567,
     "base_rate": 0.0321, "num_examples": 12345, "num_positives": 400,
 }  # fmt: skip
 
@@ -38,7 +40,7 @@ def read_events(run_dir) -> list[tuple[str, float, int]]:
 
 
 def logger_for(run_dir, **kwargs) -> RunLogger:
-    return RunLogger(run_dir, total_examples=1000, console=plain_console(), **kwargs)
+    return RunLogger(run_dir, **{"total_examples": 1000, "console": plain_console(), **kwargs})
 
 
 def test_jsonl_and_tensorboard(tmp_path):
@@ -86,6 +88,19 @@ def test_a_new_run_begins_a_new_file(tmp_path):
     assert read_metrics(tmp_path / "missing.jsonl") == []
 
 
+def test_an_evaluation_is_one_line_and_scalars(tmp_path):
+    console = plain_console()
+    result = {"click": MEASURES | {"by_domain": {"feed": MEASURES}}, "buy": MEASURES | {"auc": None, "by_domain": {}}}
+    with logger_for(tmp_path, console=console) as logger:
+        logger.evaluation(40, 12800, "valid", result)
+    assert console.file.getvalue().splitlines() == [
+        "valid after 12,800 examples:  click NE 0.8123, AUC 0.7654  buy NE 0.8123, AUC -"
+    ]
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert line["valid/ne/click"] == 0.81234 and line["valid/auc/buy"] is None and line["step"] == 40
+    assert not any("num_" in key or "domain" in key for key in line)
+
+
 def test_other_hosts_write_and_show_nothing(capsys):
     with RunLogger(None, total_examples=10) as logger:
         logger.progress(5, loss=0.1, ne=0.9)
@@ -96,14 +111,14 @@ def test_other_hosts_write_and_show_nothing(capsys):
 
 def test_plain_progress_is_one_line_an_interval(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
-    logger = logger_for(tmp_path)
-    with logger:
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
+    console = plain_console()
+    with logger_for(tmp_path, console=console) as logger:
         for i in range(1, 11):
             logger.progress(100 * i, loss=0.25, ne=None if i == 1 else 0.9)
             now[0] += 3.0
         logger.print("saved [bold]x[/bold]")
-    lines = logger._console.file.getvalue().splitlines()
+    lines = console.file.getvalue().splitlines()
     # at 0 s, then every fourth call (12 s >= 10 s), the last call because the run is over
     assert [line.split(" of")[0] for line in lines[:-1]] == ["100", "500", "900", "1,000"]
     assert "loss 0.2500  NE -" in lines[0]
@@ -132,6 +147,11 @@ def test_table():
     assert ["reels", "0", *"--------"] in rows
 
 
+def test_a_quiet_console_shows_no_table(capsys):
+    print_table({"click": MEASURES | {"by_domain": {}}}, Console(quiet=True))
+    assert capsys.readouterr().out == ""
+
+
 def test_table_fits_a_narrow_terminal():
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=80)
     print_table({"conversion": MEASURES | {"by_domain": {"a_very_long_domain": MEASURES, "reels": MEASURES}}}, console)
@@ -143,7 +163,7 @@ def test_table_fits_a_narrow_terminal():
 
 def test_table_without_known_truth_has_no_bayes_columns():
     console = plain_console()
-    print_table({"click": MEASURES | {"bayes_ne": None, "by_domain": {"only": MEASURES}}}, console)
+    print_table({"click": MEASURES | {"bayes_ne": None, "closed": None, "by_domain": {"only": MEASURES}}}, console)
     assert "Bayes" not in console.file.getvalue() and "closed" not in console.file.getvalue()
     assert "only" not in console.file.getvalue(), "one domain says nothing that the task does not"
 
