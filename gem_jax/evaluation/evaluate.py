@@ -3,6 +3,7 @@
 Shape letters: B batch, N tasks.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
@@ -74,10 +75,11 @@ def scored_batches[State](
         num_devices=local_devices(program.mesh),
     )
     pending = None
-    for device_batch, host, _ in processes.side_by_side(iter(loader), loader.empty_batch):
-        logits = program.eval_step(state, place_batch(device_batch, program.mesh))
-        if pending is not None:
-            yield local_rows(pending[0]), pending[1]
-        pending = (logits, host)
+    with contextlib.closing(iter(loader)) as batches:  # its reading threads end also where the caller stops early
+        for device_batch, host, _ in processes.side_by_side(batches, loader.empty_batch):
+            logits = program.eval_step(state, place_batch(device_batch, program.mesh))
+            if pending is not None:
+                yield local_rows(pending[0]), pending[1]
+            pending = (logits, host)
     if pending is not None:
         yield local_rows(pending[0]), pending[1]

@@ -11,10 +11,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from gem_jax.errors import UserError
 from gem_jax.evaluation.auc import grouped_auc
-from gem_jax.evaluation.calibration import calibration_curve
 from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluator import Evaluator, ScoredExamples, WindowMetrics
-from gem_jax.evaluation.intervals import wilson
 from gem_jax.evaluation.metrics import METRICS, Measures, metric, scalars, share_closed, streaming_measures
 from gem_jax.evaluation.scores import Scores, Sums
 from tests.gem_jax.evaluation.scored import DOMAINS, SCHEMA, Scored, random_batch
@@ -265,75 +263,6 @@ def test_scalars_and_share_closed():
     assert share_closed(None, 0.8) is share_closed(0.9, None) is share_closed(0.9, 1.0) is None
 
 
-def test_calibration_curve_bins():
-    rng = np.random.default_rng(14)
-    z, w = rng.normal(-2, 1, 6000), rng.choice([1.0, 2.0], 6000)
-    y = (rng.random(6000) < 1 / (1 + np.exp(-z))).astype(float)
-    curve = calibration_curve(z, y, w)
-    assert len(curve) == 12 and sum(point["num_examples"] for point in curve) == 6000
-    predictions = [point["prediction"] for point in curve]
-    assert predictions == sorted(predictions)
-    # The lowest twelfth of the weight, by hand; an example on the border may fall to either side.
-    order = np.argsort(z)
-    lowest = order[np.cumsum(w[order]) <= w.sum() / 12]
-    assert curve[0]["num_examples"] == pytest.approx(len(lowest), abs=1)
-    assert curve[0]["observed"] == pytest.approx(np.average(y[lowest], weights=w[lowest]), abs=3 / len(lowest))
-    for point in curve:  # the model is the truth: five standard errors, widened for the uneven weights
-        p = point["prediction"]
-        assert abs(point["observed"] - p) < 6 * math.sqrt(p * (1 - p) / point["num_examples"])
-
-
-def test_constant_model_has_one_calibration_bin():
-    y = np.array([0.0, 1.0, 0.0, 0.0])
-    (point,) = calibration_curve(np.full(4, -1.0), y, np.ones(4))
-    assert point == {"prediction": pytest.approx(1 / (1 + math.e)), "observed": 0.25, "num_examples": 4}
-
-
-# Sums run on from group to group: an AUC is off by up to n eps times all weight (80) over its group's (0.5).
-ATOL = 40 * 160 * np.finfo(np.float64).eps
-
-few_examples = st.lists(
-    st.tuples(st.integers(-3, 3), st.sampled_from([0.0, 1.0]), st.sampled_from([0.5, 1.0, 2.0]), st.integers(0, 2)),
-    min_size=1,
-    max_size=40,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(few_examples)
-def test_grouped_auc_is_the_share_of_pairs_won(examples):
-    scores, labels, weight, group = (np.array(column) for column in zip(*examples, strict=True))
-    auc, total = grouped_auc(scores, labels, weight, group)
-    for i, g in enumerate(np.unique(group)):
-        won = pairs = 0.0
-        for s, y, w, in_g in zip(scores, labels, weight, group == g, strict=True):
-            for s2, y2, w2, in_g2 in zip(scores, labels, weight, group == g, strict=True):
-                if in_g and in_g2 and y == 1 and y2 == 0:
-                    pairs += w * w2
-                    won += w * w2 * ((s > s2) + 0.5 * (s == s2))
-        assert total[i] == weight[group == g].sum()
-        assert auc[i] == pytest.approx(won / pairs, abs=ATOL) if pairs else np.isnan(auc[i])
-
-
-@settings(max_examples=100, deadline=None)
-@given(few_examples, st.floats(0.1, 10))
-def test_invariances(examples, scale):
-    scores, labels, weight, group = (np.array(column) for column in zip(*examples, strict=True))
-    auc = grouped_auc(scores, labels, weight, group)[0]
-    # any increasing map of the scores, and any factor on the weights, leaves AUC alone
-    np.testing.assert_array_equal(grouped_auc(scores**3 + 5, labels, weight, group)[0], auc)
-    np.testing.assert_allclose(grouped_auc(scores, labels, weight * scale, group)[0], auc, atol=ATOL)
-    # swapping the classes mirrors it
-    np.testing.assert_allclose(grouped_auc(-scores, 1 - labels, weight, group)[0], auc, atol=ATOL)
-    measures = streaming_measures(Sums.of(scores, labels, weight))
-    rescaled = streaming_measures(Sums.of(scores, labels, weight * scale))
-    for name in ("ne", "calibration", "logloss", "base_rate"):
-        if measures[name] is None:
-            assert rescaled[name] is None
-        else:
-            assert rescaled[name] == pytest.approx(measures[name], rel=1e-12)
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.001, 0.999), st.integers(2, 50))
 def test_predicting_the_base_rate_has_ne_1(rate, n):
@@ -344,13 +273,3 @@ def test_predicting_the_base_rate_has_ne_1(rate, n):
         measures = streaming_measures(Sums.of(np.full(n, math.log(base / (1 - base))), labels, weight))
         assert measures["ne"] == pytest.approx(1, rel=1e-12)
         assert measures["calibration"] == pytest.approx(1, rel=1e-12)
-
-
-def test_wilson_interval():
-    # It contains the rate, stays in [0, 1], and its bounds q solve (rate - q)^2 = z^2 q (1 - q) / n.
-    for rate, n in ((0.0, 10), (0.3, 50), (1.0, 4)):
-        low, high = wilson(rate, n)
-        assert 0 <= low <= rate + 1e-15 and rate - 1e-15 <= high <= 1
-        for q in (low, high):
-            if 0 < q < 1:
-                assert (rate - q) ** 2 == pytest.approx(1.959963984540054**2 * q * (1 - q) / n, rel=1e-9)
