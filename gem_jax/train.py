@@ -30,6 +30,7 @@ from gem_jax.data.source import Source
 from gem_jax.embedding.planner import table_of
 from gem_jax.errors import UserError
 from gem_jax.evaluation.evaluate import evaluate
+from gem_jax.evaluation.metrics import scalars
 from gem_jax.files import write_json
 from gem_jax.models.outputs import table_width
 from gem_jax.parallel import processes
@@ -199,7 +200,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
             result = {}
             if not stopped:
                 result = evaluation(splits.test)
-                log.evaluation(progress.step, progress.examples, "eval", result)
+                log.log(progress.step, progress.examples, scalars("eval", result))
 
     summary = {
         "config": to_dict(config),

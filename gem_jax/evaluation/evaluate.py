@@ -1,34 +1,70 @@
-"""One pass over a source without training: every metric, over all processes."""
+"""One pass over a source without training: its scores batch by batch, or every metric over all processes.
 
-from typing import Any
+Shape letters: B batch, N tasks.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
-from gem_jax.data.batch import HostColumns
+from gem_jax.data.batch import Batch, HostColumns
 from gem_jax.data.loader import Loader
 from gem_jax.data.packing import BatchConfig
+from gem_jax.data.schema import Schema
 from gem_jax.data.source import FirstExamples, Source
+from gem_jax.evaluation.evaluator import Evaluator, ScoredExamples
+from gem_jax.evaluation.metrics import Measures
 from gem_jax.parallel import processes
 from gem_jax.parallel.mesh import local_devices
 from gem_jax.parallel.sharding import local_rows, place_batch
-from gem_jax.evaluation.metrics import Evaluator, Scores
-from gem_jax.training.state import Setup, TrainState
-from gem_jax.training.step import EvalStep
-from gem_jax.training.window import DIVERGED_ADVICE, DivergedError
 
 
-def evaluate(
-    setup: Setup, eval_step: EvalStep, state: TrainState, source: Source, batch: BatchConfig, limit: int | None = None
-) -> dict[str, Any]:
+@runtime_checkable
+class Scorer[State](Protocol):
+    """What an evaluation needs of a program."""
+
+    @property
+    def schema(self) -> Schema:
+        """Of the data that the model reads."""
+        ...
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that score."""
+        ...
+
+    def eval_step(self, state: State, batch: Batch) -> Float[Array, "B N"]:
+        """The logits of a batch that lies on the mesh."""
+        ...
+
+
+def evaluate[State](
+    program: Scorer[State], state: State, source: Source, batch: BatchConfig, limit: int | None = None
+) -> dict[str, Measures]:
     """Metrics of one pass over the first `limit` examples of `source`, as `Evaluator.result` gives them; the same in every process.
 
     Raises:
       DivergedError: a logit is not finite.
     """
-    evaluator = Evaluator(setup.schema)
-    if limit is not None:
-        source = FirstExamples(source, limit)
+    evaluator = Evaluator(program.schema)
+    first = source if limit is None else FirstExamples(source, limit)
+    for logits, host in scored_batches(program, state, first, batch):
+        evaluator.update(logits, host)
+    if jax.process_count() > 1:
+        own, evaluator = evaluator.scores(), Evaluator(program.schema)
+        evaluator.add(ScoredExamples(**{name: processes.gather_rows(column) for name, column in vars(own).items()}))
+    return evaluator.result()
+
+
+def scored_batches[State](
+    program: Scorer[State], state: State, source: Source, batch: BatchConfig
+) -> Iterator[tuple[Float[np.ndarray, "B N"], HostColumns]]:
+    """The logits and host columns of this process's batches, in order; a batch is read while the next one runs."""
     loader = Loader(
         source,
         batch,
@@ -36,25 +72,14 @@ def evaluate(
         num_epochs=1,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
-        num_devices=local_devices(setup.mesh),
+        num_devices=local_devices(program.mesh),
     )
     pending = None
-    for device_batch, host, _ in processes.side_by_side(iter(loader), loader.empty_batch):
-        logits = eval_step(state, place_batch(device_batch, setup.mesh))
-        if pending is not None:
-            _score(evaluator, *pending)
-        pending = (logits, host)
+    with contextlib.closing(iter(loader)) as batches:  # its reading threads end also where the caller stops early
+        for device_batch, host, _ in processes.side_by_side(batches, loader.empty_batch):
+            logits = program.eval_step(state, place_batch(device_batch, program.mesh))
+            if pending is not None:
+                yield local_rows(pending[0]), pending[1]
+            pending = (logits, host)
     if pending is not None:
-        _score(evaluator, *pending)
-    if jax.process_count() > 1:
-        own, evaluator = evaluator.scores(), Evaluator(setup.schema)
-        evaluator.add(Scores(**{name: processes.gather_rows(column) for name, column in vars(own).items()}))
-    return evaluator.result()
-
-
-def _score(evaluator: Evaluator, outputs: jax.Array, host: HostColumns) -> None:
-    logits = local_rows(outputs)
-    broken = ~np.isfinite(logits) & (host.weight > 0)[:, None] & ~np.isnan(host.labels)
-    if broken.any():
-        raise DivergedError(f"{broken.sum()} logits of an evaluated batch are not finite; {DIVERGED_ADVICE}")
-    evaluator.update(logits, host)
+        yield local_rows(pending[0]), pending[1]

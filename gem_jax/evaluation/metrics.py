@@ -1,170 +1,201 @@
-"""Metrics of click and conversion models, on the host in float64: streaming, mergeable, exact.
+"""The metrics of click and conversion models: a registry, in which a metric is one function under its heading.
 
-Over the examples that are *observed* (label not NaN) and have weight w > 0, with label y in {0, 1} and prediction p:
+Results, tables, the report's definitions, the scalars of a log and the rows of a comparison all follow `METRICS`, in its order.
 
-- log loss: sum w [-y ln p - (1 - y) ln(1 - p)] / sum w.
-- base rate: sum w y / sum w.
-- NE, normalised entropy (He et al. 2014): log loss / entropy of the base rate. The base rate is that of the examples
-  being measured (as in TorchRec), so a domain's NE compares with always predicting that domain's own rate. 1 is no
-  better than that; lower is better.
-- Bayes NE: the NE of the probability that generated the labels, from its actual log loss on these very labels, not its
-  expectation; the luck of the draw is then the same in NE and Bayes NE.
-- calibration: sum w p / sum w y; above 1 the model promises too much.
-- AUC: weighted, a tie counts one half.
-- gAUC: the AUC of each user who has both classes, averaged with the user's total weight (with weights of 1, the number
-  of impressions: the definition of DIN and FuxiCTR). Where data has no users, readers give each example its own user;
-  gAUC is then undefined.
-
-An undefined metric (one class only, no examples, no known truth) is None, never NaN, so results go to JSON as they are.
+Over the examples that count (label y in {0, 1} observed, weight w > 0), with prediction p; in float64 on the host. An undefined
+metric (one class only, no examples, no known truth) is None, never NaN, so results go to JSON as they are.
 """
 
 import dataclasses
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
-from gem_jax.data.batch import HostColumns
-from gem_jax.data.schema import Schema
+from gem_jax.errors import UserError
+from gem_jax.evaluation.auc import grouped_auc
+from gem_jax.evaluation.scores import Scores, Sums
+
+type Value = float | int | None
+"""Of a metric; None where it is undefined."""
 
 type Measures = dict[str, Any]
 """Metric name -> float, int or None; of a whole task also `by_domain` and `calibration_curve`."""
 
-NUM_SUMS = 6
-NUM_CALIBRATION_BINS = 12
-
-
-class WindowMetrics:
-    """Sums for the metrics of a training window: no scores are kept, so no AUC.
-
-    Attributes:
-      sums: float64 [N, 6], see `example_sums`; add those of several hosts to merge them.
-    """
-
-    def __init__(self, schema: Schema):
-        self._tasks = tuple(task.name for task in schema.tasks)
-        self.reset()
-
-    def reset(self) -> None:
-        """Begins a new window."""
-        self.sums = np.zeros((len(self._tasks), NUM_SUMS))
-
-    def update(self, logits: np.ndarray, host: HostColumns) -> None:
-        """Adds a batch: logits float32 [B, N]."""
-        logits = np.asarray(logits)
-        for n in range(len(self._tasks)):
-            counts = _counts(host.labels[:, n], host.weight)
-            self.sums[n] += example_sums(logits[counts, n], host.labels[counts, n], host.weight[counts])
-
-    def merge(self, other: "WindowMetrics") -> None:
-        """Adds what another window of the same schema has seen."""
-        self.sums = self.sums + other.sums
-
-    def result(self) -> dict[str, Measures]:
-        """Task -> NE, calibration, log loss, base rate, num_examples, num_positives since the last reset; NaN
-        if the model has diverged."""
-        return {task: rates(sums) for task, sums in zip(self._tasks, self.sums, strict=True)}
+type Unit = Literal["number", "count", "rate", "share"]
+"""How a value is written: with fixed decimals; as a whole number; in per cent with three digits; in whole per cent."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Scored examples, [n] each or [n, N] for N tasks; plain arrays that hosts can exchange."""
+class Metric:
+    """A registered metric.
 
-    logits: np.ndarray
-    labels: np.ndarray
-    weight: np.ndarray
-    domain: np.ndarray
-    user: np.ndarray
-    true_probability: np.ndarray
-
-    def select(self, examples: np.ndarray) -> "Scores":
-        """The examples under a boolean mask [n]."""
-        return Scores(**{name: column[examples] for name, column in vars(self).items()})
-
-    def task(self, n: int) -> "Scores":
-        """Task n of [n, N] columns: its observed examples, [n] each."""
-        of_task = dataclasses.replace(
-            self, logits=self.logits[:, n], labels=self.labels[:, n], true_probability=self.true_probability[:, n]
-        )
-        return of_task.select(_counts(of_task.labels, of_task.weight))
-
-
-class Evaluator:
-    """All metrics of an evaluation, by task and by domain.
-
-    Keeps every score, about 50 bytes an example with three tasks, so that AUC is exact.
-
-    Example:
-      evaluator = Evaluator(schema)
-      for logits, host in scored_batches:
-          evaluator.update(logits, host)
-      evaluator.result()["click"]["ne"]
+    Attributes:
+      function: computes it, of `Sums` for a streaming metric, else of `Scores`.
+      heading: its column in tables; None keeps it out of them.
+      streaming: sums suffice, so that training windows have it too.
+      unit: how a value is written.
+      decimals: digits after the point, for the unit "number".
+      logged: whether it is a scalar of the log.
+      optional: its column is hidden where no task has a value.
     """
 
-    def __init__(self, schema: Schema):
-        self._schema = schema
-        self._parts: list[Scores] = []
+    function: Callable[[Any], Value]
+    heading: str | None
+    streaming: bool = False
+    unit: Unit = "number"
+    decimals: int = 4
+    logged: bool = True
+    optional: bool = False
 
-    def update(self, logits: np.ndarray, host: HostColumns) -> None:
-        """Adds a batch; slots of weight 0 and unobserved labels contribute nothing.
+    @property
+    def definition(self) -> str:
+        """What it is, for the reader of a report: the function's docstring."""
+        return " ".join((inspect.getdoc(self.function) or "").split())
 
-        Args:
-          logits: float32 [B, N].
-          host: the batch's labels, weights, domains, users and true probabilities.
-
-        Raises:
-          ValueError: the logit of an observed label is not finite: the model has diverged.
-        """
-        logits = np.asarray(logits)
-        assert logits.shape == host.labels.shape, (logits.shape, host.labels.shape)
-        for n, task in enumerate(self._schema.tasks):
-            broken = _counts(host.labels[:, n], host.weight) & ~np.isfinite(logits[:, n])
-            if broken.any():
-                raise ValueError(
-                    f"task '{task.name}': {broken.sum()} logits of the evaluated batch are not finite, the model has "
-                    "diverged; lower the learning rate or clip gradients harder"
-                )
-        columns = {f.name: getattr(host, f.name) for f in dataclasses.fields(Scores) if f.name != "logits"}
-        self.add(Scores(logits=logits, **columns).select(host.weight > 0))
-
-    def add(self, scores: Scores) -> None:
-        """Adds the scores of another evaluator, e.g. gathered from another host; columns [n, N]."""
-        self._parts.append(scores)
-
-    def scores(self) -> Scores:
-        """All scores so far, columns [n, N]."""
-        empty = np.zeros((0, len(self._schema.tasks)), np.float32)
-        none = Scores(
-            logits=empty, labels=empty, true_probability=empty, weight=np.zeros(0, np.float32),
-            domain=np.zeros(0, np.int32), user=np.zeros(0, np.int64),
-        )  # fmt: skip
-        parts = [none, *self._parts]
-        return Scores(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(none)})
-
-    def merge(self, other: "Evaluator") -> None:
-        """Adds what another evaluator of the same schema has seen."""
-        self.add(other.scores())
-
-    def result(self) -> dict[str, Measures]:
-        """Task -> ne, bayes_ne, auc, gauc, calibration, logloss, base_rate, num_examples, num_positives, by_domain
-        (domain -> the same) and calibration_curve (see `calibration_curve`)."""
-        scores = self.scores()
-        result = {}
-        for n, task in enumerate(self._schema.tasks):
-            of_task = scores.task(n)
-            by_domain = {d: measure(of_task.select(of_task.domain == i)) for i, d in enumerate(self._schema.domains)}
-            curve = calibration_curve(of_task.logits, of_task.labels, of_task.weight)
-            result[task.name] = measure(of_task) | {"by_domain": by_domain, "calibration_curve": curve}
-        return result
+    def of_scores(self, scores: Scores) -> Value:
+        """The metric of a task's examples."""
+        return self.function(scores.sums if self.streaming else scores)
 
 
-def scalars(prefix: str, result: dict[str, Measures]) -> dict[str, float | None]:
-    """A result as slash-named scalars for the log: `prefix/metric/task`, e.g. `eval/ne/click`; counts are left out."""
+METRICS: dict[str, Metric] = {}
+"""Name -> metric, in the order of columns. The name is the key in results and a part of scalars' names, `eval/<name>/<task>`."""
+
+
+def metric[F: Callable[..., Value]](heading: str | None, **attributes: Any) -> Callable[[F], F]:
+    """Registers the function below it under the function's name; its docstring is the definition that reports print.
+
+    Args:
+      heading: its column in tables; None keeps it out of them.
+      **attributes: the others of `Metric`.
+
+    Example:
+      @metric("accuracy")
+      def accuracy(scores: Scores) -> float | None:
+          '''The weighted share of examples on the right side of 1/2.'''
+          if len(scores.labels) == 0:
+              return None
+          return float(np.average((scores.logits > 0) == (scores.labels > 0.5), weights=scores.weight))
+
+    Raises:
+      UserError: the name is taken, or there is no docstring.
+    """
+
+    def register(function: F) -> F:
+        name = function.__name__
+        taken = METRICS.get(name)
+        # A config file that brings a metric may be loaded more than once.
+        if name in ("by_domain", "calibration_curve") or (taken and _origin(taken.function) != _origin(function)):
+            raise UserError(f"metric '{name}' of {function.__module__} has a name that is taken; name it otherwise")
+        if not inspect.getdoc(function):
+            raise UserError(f"metric '{name}' of {function.__module__} has no docstring; write what it measures in one")
+        METRICS[name] = Metric(function=function, heading=heading, **attributes)
+        return function
+
+    return register
+
+
+def measure(scores: Scores) -> Measures:
+    """Every metric of one task's examples."""
+    return {name: metric.of_scores(scores) for name, metric in METRICS.items()}
+
+
+def streaming_measures(sums: Sums) -> Measures:
+    """The metrics for which sums suffice."""
+    return {name: metric.function(sums) for name, metric in METRICS.items() if metric.streaming}
+
+
+def scalars(prefix: str, result: dict[str, Measures]) -> dict[str, Value]:
+    """A result (task -> measures) as slash-named scalars for the log: `prefix/metric/task`, e.g. `eval/ne/click`."""
     return {
-        f"{prefix}/{name}/{task}": value
+        f"{prefix}/{name}/{task}": measures[name]
         for task, measures in result.items()
-        for name, value in measures.items()
-        if name not in ("by_domain", "calibration_curve", "num_examples", "num_positives")
+        for name, metric in METRICS.items()
+        if metric.logged and name in measures
     }
+
+
+# --- The metrics, in the order of columns ---------------------------------------------------------------------------------------
+
+
+@metric("examples", streaming=True, unit="count", logged=False)
+def num_examples(sums: Sums) -> int:
+    """The examples that count: those of positive weight whose label is observed."""
+    return int(sums.num_examples)
+
+
+@metric(None, streaming=True, unit="count", logged=False)
+def num_positives(sums: Sums) -> int:
+    """The examples that count and whose label is 1."""
+    return int(sums.num_positives)
+
+
+@metric("base rate", streaming=True, unit="rate")
+def base_rate(sums: Sums) -> float | None:
+    """The weighted share of positive examples."""
+    return sums.positive / sums.weight if sums.num_examples > 0 else None
+
+
+@metric("NE", streaming=True)
+def ne(sums: Sums) -> float | None:
+    """Normalised entropy (He et al. 2014): weighted mean log loss divided by the entropy of the base rate of the evaluated examples
+    (for a domain: of its own). 1 is no better than always predicting the base rate; lower is better."""
+    # TorchRec, too, takes the base rate of the examples being measured.
+    return sums.loss / sums.weight / _entropy(sums.positive / sums.weight) if sums.both_classes else None
+
+
+@metric("Bayes NE", optional=True)
+def bayes_ne(scores: Scores) -> float | None:
+    """The NE of the probability that generated the labels, from its log loss on the same labels: the best any model can do but for
+    chance. Known for synthetic data only."""
+    # From the actual log loss, not its expectation: the luck of the draw is then the same in NE and Bayes NE.
+    if not scores.sums.both_classes or np.isnan(scores.true_probability).any():
+        return None
+    # Float32 columns may have rounded a true probability to 0 or 1; 1e-12 is the bound that TorchRec's NE uses.
+    p = np.clip(np.asarray(scores.true_probability, np.float64), 1e-12, 1 - 1e-12)
+    loss = np.where(scores.labels > 0.5, -np.log(p), -np.log1p(-p))
+    return float(np.average(loss, weights=scores.weight)) / _entropy(scores.sums.positive / scores.sums.weight)
+
+
+@metric("closed", optional=True, unit="share")
+def closed(scores: Scores) -> float | None:
+    """The share of the distance from NE 1 to the Bayes NE that the model has covered."""
+    return share_closed(ne(scores.sums), bayes_ne(scores))
+
+
+@metric("AUC")
+def auc(scores: Scores) -> float | None:
+    """The chance that a positive example outscores a negative one, weighted, ties counting one half."""
+    if not scores.sums.both_classes:
+        return None
+    everyone = np.zeros(len(scores.labels), np.int64)
+    return float(grouped_auc(scores.logits, scores.labels, scores.weight, everyone)[0][0])
+
+
+@metric("gAUC")
+def gauc(scores: Scores) -> float | None:
+    """The AUC within each user who has both positive and negative examples, averaged over those users in proportion to their
+    impressions (total example weight): the definition of DIN and FuxiCTR. Examples of unknown users take no part; with fewer than
+    two known users it is undefined."""
+    known = scores.select(scores.user != -1)
+    if len(known.user) == 0 or (known.user == known.user[0]).all():  # one user for all is how some logs say "no users"
+        return None
+    auc_of_user, weight = grouped_auc(known.logits, known.labels, known.weight, known.user)
+    defined = ~np.isnan(auc_of_user)
+    return float(np.average(auc_of_user[defined], weights=weight[defined])) if defined.any() else None
+
+
+@metric("calibration", streaming=True, decimals=3)
+def calibration(sums: Sums) -> float | None:
+    """The sum of predictions divided by the sum of labels, weighted; above 1 the model promises too much."""
+    return sums.predicted / sums.positive if sums.num_positives > 0 else None
+
+
+@metric("log loss", streaming=True)
+def logloss(sums: Sums) -> float | None:
+    """The weighted mean of the negative natural logarithm of the probability given to what happened."""
+    return sums.loss / sums.weight if sums.num_examples > 0 else None
 
 
 def share_closed(ne: float | None, bayes_ne: float | None) -> float | None:
@@ -174,127 +205,10 @@ def share_closed(ne: float | None, bayes_ne: float | None) -> float | None:
     return (1 - ne) / (1 - bayes_ne)
 
 
-def measure(scores: Scores) -> Measures:
-    """Every metric of one task's observed examples, columns [n]."""
-    sums = example_sums(scores.logits, scores.labels, scores.weight)
-    measures: Measures = rates(sums) | {"bayes_ne": None, "auc": None, "gauc": None}
-    if measures["ne"] is None:
-        return measures
-    if not np.isnan(scores.true_probability).any():
-        bayes_loss = _probability_loss(scores.true_probability, scores.labels, scores.weight)
-        measures["bayes_ne"] = bayes_loss / _entropy(measures["base_rate"])
-    everyone = np.zeros(len(scores.labels), np.int64)
-    measures["auc"] = float(grouped_auc(scores.logits, scores.labels, scores.weight, everyone)[0][0])
-    auc, weight = grouped_auc(scores.logits, scores.labels, scores.weight, scores.user)
-    defined = ~np.isnan(auc)
-    if defined.any():
-        measures["gauc"] = float(np.average(auc[defined], weights=weight[defined]))
-    return measures
-
-
-def example_sums(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """What NE, calibration, log loss and base rate are made of.
-
-    Args:
-      logits, labels, weight: [n], observed examples of one task.
-
-    Returns:
-      float64 [6]: examples, positive examples, sum w, sum w y, sum w p, sum w loss.
-    """
-    z, y, w = (np.asarray(column, np.float64) for column in (logits, labels, weight))
-    loss = np.logaddexp(0, z) - y * z  # = -y ln p - (1 - y) ln(1 - p), without ever rounding p to 0 or 1
-    return np.array([len(y), y.sum(), w.sum(), (w * y).sum(), (w * _sigmoid(z)).sum(), (w * loss).sum()])
-
-
-def rates(sums: np.ndarray) -> Measures:
-    """The metrics that follow from `example_sums`."""
-    num_examples, num_positives, weight, positive, predicted, loss = (float(s) for s in sums)
-    measures: Measures = dict.fromkeys(("ne", "calibration", "logloss", "base_rate"))
-    measures |= {"num_examples": int(num_examples), "num_positives": int(num_positives)}
-    if num_examples > 0:
-        measures |= {"logloss": loss / weight, "base_rate": positive / weight}
-    if num_positives > 0:
-        measures["calibration"] = predicted / positive
-    if 0 < num_positives < num_examples:
-        measures["ne"] = measures["logloss"] / _entropy(measures["base_rate"])
-    return measures
-
-
-def grouped_auc(
-    scores: np.ndarray, labels: np.ndarray, weight: np.ndarray, group: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The weighted AUC within each group: the chance that a positive outscores a negative, a tie counting one half.
-
-    Args:
-      scores, labels, weight, group: [n], n > 0.
-
-    Returns:
-      (auc, weight), float64 [G] each, in ascending order of group; auc is NaN in groups of one class.
-    """
-    order = np.lexsort((scores, group))
-    scores, group = scores[order], group[order]
-    labels, weight = labels[order].astype(np.float64), weight[order].astype(np.float64)
-
-    new_group = np.append(True, group[1:] != group[:-1])
-    new_score = new_group | np.append(True, scores[1:] != scores[:-1])
-    ties = np.flatnonzero(new_score)  # first example of each run of equal scores within a group
-    positive = np.add.reduceat(weight * labels, ties)
-    negative = np.add.reduceat(weight * (1 - labels), ties)
-
-    group_of_tie = np.cumsum(new_group[ties]) - 1
-    total_positive = np.bincount(group_of_tie, positive)
-    total_negative = np.bincount(group_of_tie, negative)
-    negative_in_earlier_groups = (np.cumsum(total_negative) - total_negative)[group_of_tie]
-    negative_below = np.cumsum(negative) - negative - negative_in_earlier_groups
-    won = np.bincount(group_of_tie, positive * (negative_below + negative / 2))
-
-    pairs = total_positive * total_negative
-    auc = np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
-    return auc, total_positive + total_negative
-
-
-def calibration_curve(logits: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> list[dict[str, float]]:
-    """Predicted against observed rate, in up to 12 bins of about equal weight by ascending prediction.
-
-    Equal predictions share a bin, so a constant model gives one bin.
-
-    Args:
-      logits, labels, weight: [n], observed examples of one task.
-
-    Returns:
-      For each bin `prediction` and `observed` (weighted means) and `num_examples`.
-    """
-    values, of_example = np.unique(logits, return_inverse=True)
-    mass = np.bincount(of_example, weight, minlength=len(values))
-    middle = (np.cumsum(mass) - mass / 2) / mass.sum() if len(values) else mass
-    bins = np.minimum((middle * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)[of_example]
-    curve = []
-    for i in np.unique(bins):
-        inside = bins == i
-        num_examples, _, total, positive, predicted, _ = example_sums(logits[inside], labels[inside], weight[inside])
-        point = {"prediction": float(predicted / total), "observed": float(positive / total)}
-        curve.append(point | {"num_examples": int(num_examples)})
-    return curve
-
-
-def _counts(labels: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Which examples count: bool [n]."""
-    return ~np.isnan(labels) & (weight > 0)
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^-z) without overflow."""
-    return np.exp(-np.logaddexp(0, -z))
+def _origin(function: Callable) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _entropy(rate: float) -> float:
     """Of a coin that shows heads at this rate, in nats; 0 < rate < 1."""
     return float(-rate * np.log(rate) - (1 - rate) * np.log1p(-rate))
-
-
-def _probability_loss(probability: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> float:
-    """Weighted mean log loss of a given probability, [n] each."""
-    # Float32 columns may have rounded a true probability to 0 or 1; 1e-12 is the bound that TorchRec's NE uses.
-    p = np.clip(np.asarray(probability, np.float64), 1e-12, 1 - 1e-12)
-    loss = np.where(labels > 0.5, -np.log(p), -np.log1p(-p))
-    return float(np.average(loss, weights=weight))

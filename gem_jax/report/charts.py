@@ -9,39 +9,51 @@ from typing import Literal
 WIDTH, HEIGHT = 420, 270
 """Of a chart, in its own units; the page scales it to the column."""
 
-type Point = tuple[float, float]
+type Number = int | float
+type Point = tuple[Number, Number]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points to draw as a line, as a line with a dot at each point, or as a dashed reference line.
+    """A curve of a line chart.
 
-    kind also names the series' colour in the style sheet.
+    Attributes:
+      label: its entry in the legend.
+      kind: its colour and form in the style sheet; "valid" and "eval" have a dot at each point, "reference" is dashed.
+      points: (x, y), ascending in x.
     """
 
     label: str
-    kind: Literal["train", "eval", "bayes", "reference"]
+    kind: Literal["train", "valid", "eval", "bayes", "reference"]
     points: Sequence[Point]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Values from `low` to `high`, drawn from pixel `start` to pixel `end`; rates are on a logarithmic scale."""
+    """An axis of a chart.
 
-    low: float
-    high: float
-    start: float
-    end: float
+    Attributes:
+      low: value at its start.
+      high: value at its end.
+      start: pixel of `low`.
+      end: pixel of `high`.
+      unit: what its values are; rates are on a logarithmic scale.
+    """
+
+    low: Number
+    high: Number
+    start: Number
+    end: Number
     unit: Literal["count", "number", "rate"]
 
-    def pixel(self, value: float) -> float:
+    def pixel(self, value: Number) -> float:
         """Where a value is drawn."""
         low, high = self.low, self.high
         if self.unit == "rate":
             low, high, value = math.log(low), math.log(high), math.log(value)
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self) -> list[tuple[float, str]]:
+    def ticks(self) -> list[tuple[Number, str]]:
         """(value, label) of the round values within the axis."""
         if self.unit == "rate":
             decades = math.log10(self.high / self.low)
@@ -56,7 +68,7 @@ class Axis:
         return [(v, f"{v:.{decimals}f}") for v in values]
 
 
-def compact(count: float) -> str:
+def compact(count: Number) -> str:
     """A count in few characters: 950, 20k, 1.5M, 3B."""
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= size:
@@ -64,7 +76,7 @@ def compact(count: float) -> str:
     return f"{count:.3g}"
 
 
-def line_chart(*, title: str, series: Sequence[Series], x_label: str, y_range: tuple[float, float]) -> str:
+def line_chart(*, title: str, series: Sequence[Series], x_label: str, y_range: tuple[Number, Number]) -> str:
     """Curves over a count such as examples; what lies outside `y_range` is cut off at the frame."""
     x_values = [x for s in series for x, _ in s.points]
     x, y = _axes(0, max(x_values), *y_range, x_unit="count", y_unit="number")
@@ -72,7 +84,7 @@ def line_chart(*, title: str, series: Sequence[Series], x_label: str, y_range: t
     return _svg(title, HEIGHT, _grid(x, y, x_label) + _clipped(x, y, marks)) + _legend(series)
 
 
-def interval_chart(*, title: str, points: Sequence[tuple[float, float, float, float]], labels: tuple[str, str]) -> str:
+def interval_chart(*, title: str, points: Sequence[tuple[Number, Number, Number, Number]], labels: tuple[str, str]) -> str:
     """Rates against rates on logarithmic scales, with the diagonal.
 
     Args:
@@ -135,7 +147,7 @@ def _row(x: Axis, at: float, name: str, value: float | None, best: float | None)
 
 
 def _axes(
-    x_low: float, x_high: float, y_low: float, y_high: float, *, x_unit: Literal["count", "rate"],
+    x_low: Number, x_high: Number, y_low: Number, y_high: Number, *, x_unit: Literal["count", "rate"],
     y_unit: Literal["number", "rate"],
 ) -> tuple[Axis, Axis]:  # fmt: skip
     x = Axis(low=x_low, high=x_high if x_high > x_low else x_low + 1, start=52, end=WIDTH - 14, unit=x_unit)
@@ -166,9 +178,9 @@ def _grid(x: Axis, y: Axis, x_label: str, y_ticks: bool = True) -> str:
 
 def _curve(series: Series, x: Axis, y: Axis) -> str:
     line = f'<polyline class="{series.kind}" points="{_path(series.points, x, y)}"/>'
-    if series.kind != "eval":
+    if series.kind not in ("valid", "eval"):
         return line
-    dots = [_dot("eval", x.pixel(at), y.pixel(v), f"{compact(at)}: {v:.4f}") for at, v in series.points]
+    dots = [_dot(series.kind, x.pixel(at), y.pixel(v), f"{compact(at)}: {v:.4f}") for at, v in series.points]
     return line + "".join(dots)
 
 

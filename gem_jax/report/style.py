@@ -2,9 +2,9 @@
 
 STYLE = """
 :root { --paper: #f6f7f9; --card: #ffffff; --ink: #16191d; --muted: #5b6470; --rule: #e1e5ea;
-  --train: #9db4d8; --eval: #1d4ed8; --bayes: #b45309; }
+  --train: #9db4d8; --valid: #0f766e; --eval: #1d4ed8; --bayes: #b45309; }
 @media (prefers-color-scheme: dark) { :root { --paper: #101317; --card: #191e24; --ink: #e7eaee; --muted: #9aa4b0;
-  --rule: #2c333c; --train: #4b6491; --eval: #7aa8ff; --bayes: #f0a94a; } }
+  --rule: #2c333c; --train: #4b6491; --valid: #4fd1b5; --eval: #7aa8ff; --bayes: #f0a94a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 68rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
@@ -44,14 +44,18 @@ svg line.grid { stroke: var(--rule); stroke-width: 1; }
 svg line.axis { stroke: var(--muted); stroke-width: 1; }
 svg line.gap { stroke: var(--rule); stroke-width: 4; }
 svg .train { stroke: var(--train); }
+svg .valid { stroke: var(--valid); }
 svg .eval { stroke: var(--eval); }
-svg circle.eval { fill: var(--eval); stroke: var(--card); stroke-width: 1; }
+svg circle { stroke-width: 1; }
+svg circle.valid { fill: var(--valid); stroke: var(--card); }
+svg circle.eval { fill: var(--eval); stroke: var(--card); }
 svg .bayes { stroke: var(--bayes); }
 svg .reference { stroke: var(--muted); stroke-width: 1.2; stroke-dasharray: 5 4; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .4rem 0 0; padding: 0; list-style: none;
   color: var(--muted); font-size: .82rem; }
 .legend i { display: inline-block; width: 1.4rem; margin-right: .4rem; border-top: 3px solid; vertical-align: middle; }
 .legend i.train { color: var(--train); }
+.legend i.valid { color: var(--valid); }
 .legend i.eval { color: var(--eval); }
 .legend i.bayes { color: var(--bayes); }
 .legend i.reference { color: var(--muted); border-top: 2px dashed; }

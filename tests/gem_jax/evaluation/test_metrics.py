@@ -9,55 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from gem_jax.data.batch import HostColumns
-from gem_jax.data.schema import Schema, Task
-from gem_jax.evaluation.metrics import (
-    Evaluator,
-    WindowMetrics,
-    calibration_curve,
-    example_sums,
-    grouped_auc,
-    rates,
-    scalars,
-    share_closed,
-)
-
-DOMAINS = ("feed", "stories", "reels", "search", "empty")
-SCHEMA = Schema(tables=(), categoricals=(), tasks=(Task(name="click"), Task(name="buy")), domains=DOMAINS)
+from gem_jax.errors import UserError
+from gem_jax.evaluation.auc import grouped_auc
+from gem_jax.evaluation.errors import DivergedError
+from gem_jax.evaluation.evaluator import Evaluator, ScoredExamples, WindowMetrics
+from gem_jax.evaluation.metrics import METRICS, Measures, metric, scalars, share_closed, streaming_measures
+from gem_jax.evaluation.scores import Scores, Sums
+from tests.gem_jax.evaluation.scored import DOMAINS, SCHEMA, Scored, random_batch
 
 # Sums of n float64 terms in another order differ by at most about n eps relative to the sum of magnitudes: 1e-12 for
 # the 4000 examples here.
 RTOL = 1e-12
 
 
-def random_batch(seed: int, size: int, *, num_users: int = 60, weighted: bool = True) -> tuple[np.ndarray, HostColumns]:
-    """Scores with ties, a quarter of the labels unobserved, a tenth of the slots empty and poisoned with NaN."""
-    rng = np.random.default_rng(seed)
-    logits = np.round(rng.normal(-1.5, 1.5, (size, 2)), 1).astype(np.float32)
-    true_probability = 1 / (1 + np.exp(-0.7 * logits.astype(np.float64) + 0.3))
-    labels = (rng.random((size, 2)) < true_probability).astype(np.float32)
-    labels[rng.random((size, 2)) < 0.25] = np.nan
-    weight = rng.choice([0.25, 1.0, 3.7], size).astype(np.float32) if weighted else np.ones(size, np.float32)
-    empty = rng.random(size) < 0.1
-    weight[empty] = 0
-    logits[empty] = np.nan
-    logits[np.isnan(labels)] = np.nan
-    true_probability[empty] = np.nan
-    host = HostColumns(
-        labels=labels,
-        domain=rng.integers(0, len(DOMAINS) - 1, size).astype(np.int32),
-        weight=weight,
-        user=rng.integers(0, num_users, size).astype(np.int64) * 2**40,
-        true_probability=true_probability.astype(np.float32),
-        num_examples=int((~empty).sum()),
-        truncated={},
-        imbalance=1.0,
-        position=size,
-    )
-    return logits, host
-
-
-def evaluate(*batches: tuple[np.ndarray, HostColumns]) -> dict:
+def evaluate(*batches: Scored) -> dict[str, Measures]:
     evaluator = Evaluator(SCHEMA)
     for logits, host in batches:
         evaluator.update(logits, host)
@@ -89,6 +54,7 @@ def expected_measures(z, y, w, user, true_p) -> dict:
         "logloss": logloss,
         "ne": logloss / entropy,
         "bayes_ne": log_loss(y, true_p, sample_weight=w) / entropy,
+        "closed": (1 - logloss / entropy) / (1 - log_loss(y, true_p, sample_weight=w) / entropy),
         "auc": roc_auc_score(y, z, sample_weight=w),
         "gauc": np.average(aucs, weights=user_weights),
         "calibration": (w * p).sum() / (w * y).sum(),
@@ -118,12 +84,73 @@ def test_every_metric_by_task_and_domain(weighted):
 
 def test_empty_domain_and_no_update_are_none_not_nan():
     expected = {"num_examples": 0, "num_positives": 0} | dict.fromkeys(
-        ("ne", "bayes_ne", "auc", "gauc", "calibration", "logloss", "base_rate")
+        ("ne", "bayes_ne", "closed", "auc", "gauc", "calibration", "logloss", "base_rate")
     )
     assert evaluate(random_batch(1, 50))["click"]["by_domain"]["empty"] == expected
     nothing = evaluate()["buy"]
     assert {name: nothing[name] for name in expected} == expected
     assert nothing["calibration_curve"] == []
+
+
+def test_a_metric_is_one_function():
+    """Registered, it is in results, windows and scalars; `report/test_registry.py` has the tables and the report."""
+    try:
+
+        @metric("accuracy")
+        def accuracy(scores: Scores) -> float | None:
+            """The weighted share of examples on the right side of 1/2."""
+            right = (scores.logits > 0) == (scores.labels > 0.5)
+            return float(np.average(right, weights=scores.weight)) if len(right) else None
+
+        @metric(None, streaming=True, logged=False)
+        def mean_prediction(sums: Sums) -> float | None:
+            """The weighted mean of the predictions."""
+            return sums.predicted / sums.weight if sums.weight else None
+
+        logits, host = random_batch(20, 200)
+        result = evaluate((logits, host))
+        z, y, w, *_ = observed(logits, host, 1)
+        assert_measures(result["buy"], {"accuracy": np.average((z > 0) == y, weights=w)})
+        assert_measures(result["buy"], {"mean_prediction": np.average(1 / (1 + np.exp(-z)), weights=w)})
+        assert result["buy"]["by_domain"]["empty"].items() >= {"accuracy": None, "mean_prediction": None}.items()
+        json.dumps(result, allow_nan=False)
+        flat = scalars("eval", result)
+        assert "eval/accuracy/click" in flat and "eval/mean_prediction/click" not in flat
+        window = WindowMetrics(SCHEMA)
+        window.update(logits, host)
+        of_window = window.result()["buy"]
+        assert of_window["mean_prediction"] == result["buy"]["mean_prediction"] and "accuracy" not in of_window
+    finally:
+        METRICS.pop("accuracy", None)
+        METRICS.pop("mean_prediction", None)
+
+
+def test_a_metric_cannot_take_anothers_name_and_needs_a_definition():
+    def ne(sums: Sums) -> None:
+        """Not that one."""
+
+    def calibration_curve(sums: Sums) -> None:
+        """A key of results that is no metric."""
+
+    def unexplained(sums: Sums) -> None:
+        return None
+
+    builtin = METRICS["ne"]
+    for function, message in (
+        (ne, "'ne' of .* is taken"),
+        (calibration_curve, "is taken"),
+        (unexplained, "no docstring"),
+    ):
+        with pytest.raises(UserError, match=message):
+            metric("x")(function)
+    assert METRICS["ne"] is builtin and "unexplained" not in METRICS
+    assert metric("NE", streaming=True)(builtin.function) is builtin.function, "a module may be loaded again"
+    assert METRICS["ne"] == builtin
+
+
+def test_every_metric_has_a_definition():
+    for name, registered in METRICS.items():
+        assert registered.definition.endswith(".") and "\n" not in registered.definition, name
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
@@ -154,30 +181,52 @@ def test_each_example_its_own_user_has_no_gauc():
     assert evaluate((logits, host))["click"]["gauc"] is None
 
 
+def test_without_users_there_is_no_gauc():
+    logits, host = random_batch(5, 400, num_users=1)  # one for all, as logs say that have no users
+    assert evaluate((logits, host))["click"]["gauc"] is None
+    assert evaluate((logits, host))["click"]["auc"] is not None
+    host.user[:] = -1
+    assert evaluate((logits, host))["click"]["gauc"] is None
+
+
+def test_examples_of_unknown_users_take_no_part_in_gauc():
+    logits, host = random_batch(6, 600, num_users=30)
+    unknown = np.random.default_rng(6).random(600) < 0.3
+    host.user[unknown] = -1
+    result = evaluate((logits, host))
+    for n, task in enumerate(result):
+        z, y, w, user, true_p = observed(logits, host, n)
+        known = user != -1
+        assert 0 < known.sum() < len(known)
+        expected = expected_measures(z[known], y[known], w[known], user[known], true_p[known])
+        assert_measures(result[task], {"gauc": expected["gauc"]})
+        assert_measures(result[task], {"auc": roc_auc_score(y, z, sample_weight=w), "num_examples": len(y)})
+
+
 def test_extreme_logits_are_exact():
     # p(1 | -800) underflows in float64; the loss is still 800 nats. Ranking is by logit, where sigmoids would tie.
-    sums = example_sums(np.array([-800.0, 800.0, 40.0, 41.0]), np.array([1.0, 0.0, 0.0, 1.0]), np.ones(4))
-    assert rates(sums)["logloss"] == pytest.approx((800 + 800 + 40) / 4, rel=1e-15)
+    sums = Sums.of(np.array([-800.0, 800.0, 40.0, 41.0]), np.array([1.0, 0.0, 0.0, 1.0]), np.ones(4))
+    assert streaming_measures(sums)["logloss"] == pytest.approx((800 + 800 + 40) / 4, rel=1e-15)
     assert grouped_auc(np.array([40.0, 41.0]), np.array([0.0, 1.0]), np.ones(2), np.zeros(2))[0][0] == 1.0
 
 
 def test_diverged_model_is_named():
     logits, host = random_batch(6, 20)
     logits[np.flatnonzero(~np.isnan(host.labels[:, 1]) & (host.weight > 0))[0], 1] = np.nan
-    with pytest.raises(ValueError, match="task 'buy': 1 logits .* not finite"):
+    with pytest.raises(DivergedError, match="task 'buy': 1 logits .* not finite; lower optimizer.learning_rate"):
         Evaluator(SCHEMA).update(logits, host)
 
 
-def test_merge_and_batching_do_not_matter():
+def test_batching_and_gathering_do_not_matter():
     batches = [random_batch(seed, size) for seed, size in ((7, 300), (8, 1), (9, 700))]
-    at_once = evaluate(*batches)
-    left, right = Evaluator(SCHEMA), Evaluator(SCHEMA)
+    left, right, gathered = Evaluator(SCHEMA), Evaluator(SCHEMA), Evaluator(SCHEMA)
     left.update(*batches[0])
     right.update(*batches[1])
     right.update(*batches[2])
-    left.merge(right)
-    left.merge(Evaluator(SCHEMA))
-    assert left.result() == at_once
+    both = [vars(left.scores()), vars(right.scores())]
+    gathered.add(ScoredExamples(**{name: np.concatenate([part[name] for part in both]) for name in both[0]}))
+    gathered.add(Evaluator(SCHEMA).scores())
+    assert gathered.result() == evaluate(*batches)
 
 
 def test_evaluator_keeps_its_own_copy():
@@ -190,14 +239,15 @@ def test_evaluator_keeps_its_own_copy():
     assert evaluator.result() == before
 
 
-def test_window_agrees_with_the_evaluator_merges_and_resets():
+def test_window_agrees_with_the_evaluator_adds_up_and_resets():
     a, b = random_batch(11, 400), random_batch(12, 300)
     window, other = WindowMetrics(SCHEMA), WindowMetrics(SCHEMA)
     window.update(*a)
     other.update(*b)
-    window.merge(other)
+    window.sums = window.sums + other.sums  # as processes do
     expected = evaluate(a, b)
     for task, measures in window.result().items():
+        assert measures.keys() == {"num_examples", "num_positives", "base_rate", "ne", "calibration", "logloss"}
         assert_measures(measures, {name: expected[task][name] for name in measures})
     window.reset()
     assert window.result()["click"]["num_examples"] == 0 and window.result()["click"]["ne"] is None
@@ -208,77 +258,9 @@ def test_scalars_and_share_closed():
     flat = scalars("eval", evaluate(random_batch(13, 200)))
     assert {"eval/ne/click", "eval/gauc/buy", "eval/bayes_ne/click", "eval/calibration/buy"} <= set(flat)
     assert all(isinstance(value, float) for value in flat.values())
+    assert not any("num_" in name or "by_domain" in name or "curve" in name for name in flat)
     assert share_closed(0.9, 0.8) == pytest.approx(0.5)
     assert share_closed(None, 0.8) is share_closed(0.9, None) is share_closed(0.9, 1.0) is None
-
-
-def test_calibration_curve_bins():
-    rng = np.random.default_rng(14)
-    z, w = rng.normal(-2, 1, 6000), rng.choice([1.0, 2.0], 6000)
-    y = (rng.random(6000) < 1 / (1 + np.exp(-z))).astype(float)
-    curve = calibration_curve(z, y, w)
-    assert len(curve) == 12 and sum(point["num_examples"] for point in curve) == 6000
-    predictions = [point["prediction"] for point in curve]
-    assert predictions == sorted(predictions)
-    # The lowest twelfth of the weight, by hand; an example on the border may fall to either side.
-    order = np.argsort(z)
-    lowest = order[np.cumsum(w[order]) <= w.sum() / 12]
-    assert curve[0]["num_examples"] == pytest.approx(len(lowest), abs=1)
-    assert curve[0]["observed"] == pytest.approx(np.average(y[lowest], weights=w[lowest]), abs=3 / len(lowest))
-    for point in curve:  # the model is the truth: five standard errors, widened for the uneven weights
-        p = point["prediction"]
-        assert abs(point["observed"] - p) < 6 * math.sqrt(p * (1 - p) / point["num_examples"])
-
-
-def test_constant_model_has_one_calibration_bin():
-    y = np.array([0.0, 1.0, 0.0, 0.0])
-    (point,) = calibration_curve(np.full(4, -1.0), y, np.ones(4))
-    assert point == {"prediction": pytest.approx(1 / (1 + math.e)), "observed": 0.25, "num_examples": 4}
-
-
-# Sums run on from group to group: an AUC is off by up to n eps times all weight (80) over its group's (0.5).
-ATOL = 40 * 160 * np.finfo(np.float64).eps
-
-few_examples = st.lists(
-    st.tuples(st.integers(-3, 3), st.sampled_from([0.0, 1.0]), st.sampled_from([0.5, 1.0, 2.0]), st.integers(0, 2)),
-    min_size=1,
-    max_size=40,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(few_examples)
-def test_grouped_auc_is_the_share_of_pairs_won(examples):
-    scores, labels, weight, group = (np.array(column) for column in zip(*examples, strict=True))
-    auc, total = grouped_auc(scores, labels, weight, group)
-    for i, g in enumerate(np.unique(group)):
-        won = pairs = 0.0
-        for s, y, w, in_g in zip(scores, labels, weight, group == g, strict=True):
-            for s2, y2, w2, in_g2 in zip(scores, labels, weight, group == g, strict=True):
-                if in_g and in_g2 and y == 1 and y2 == 0:
-                    pairs += w * w2
-                    won += w * w2 * ((s > s2) + 0.5 * (s == s2))
-        assert total[i] == weight[group == g].sum()
-        assert auc[i] == pytest.approx(won / pairs, abs=ATOL) if pairs else np.isnan(auc[i])
-
-
-@settings(max_examples=100, deadline=None)
-@given(few_examples, st.floats(0.1, 10))
-def test_invariances(examples, scale):
-    scores, labels, weight, group = (np.array(column) for column in zip(*examples, strict=True))
-    auc = grouped_auc(scores, labels, weight, group)[0]
-    # any increasing map of the scores, and any factor on the weights, leaves AUC alone
-    np.testing.assert_array_equal(grouped_auc(scores**3 + 5, labels, weight, group)[0], auc)
-    np.testing.assert_allclose(grouped_auc(scores, labels, weight * scale, group)[0], auc, atol=ATOL)
-    # swapping the classes mirrors it
-    np.testing.assert_allclose(grouped_auc(-scores, 1 - labels, weight, group)[0], auc, atol=ATOL)
-    measures = rates(example_sums(scores, labels, weight))
-    rescaled = rates(example_sums(scores, labels, weight * scale))
-    for name in ("ne", "calibration", "logloss", "base_rate"):
-        if measures[name] is None:
-            assert rescaled[name] is None
-        else:
-            assert rescaled[name] == pytest.approx(measures[name], rel=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
@@ -288,6 +270,6 @@ def test_predicting_the_base_rate_has_ne_1(rate, n):
     weight = np.linspace(1, 2, n)
     base = np.average(labels, weights=weight)
     if 0 < labels.sum() < n:
-        measures = rates(example_sums(np.full(n, math.log(base / (1 - base))), labels, weight))
+        measures = streaming_measures(Sums.of(np.full(n, math.log(base / (1 - base))), labels, weight))
         assert measures["ne"] == pytest.approx(1, rel=1e-12)
         assert measures["calibration"] == pytest.approx(1, rel=1e-12)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gem_jax.parallel import processes
-from gem_jax.report.console import read_metrics
+from gem_jax.report.log import read_metrics
 from tests.gem_jax.run.steps import GLOBAL_BATCH, Outcome, train_on
 from tests.gem_jax.run.test_steps_on_meshes import assert_same
 

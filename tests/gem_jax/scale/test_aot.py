@@ -7,13 +7,18 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from gem_jax.config import Config, load
-from gem_jax.parallel.mesh import make_mesh
+from gem_jax.parallel.mesh import MeshConfig
+from gem_jax.parallel.sharding import place_batch
+from gem_jax.run.plan import RunPlan
+from gem_jax.run.program import Program
 from gem_jax.scale.__main__ import main, markdown, summary
 from gem_jax.scale.aot import compile_step
-from tests.gem_jax.run.steps import DATA, DLRM
+from tests.gem_jax.run.steps import BASE_LOGITS, DATA, DLRM, SCHEMA, batch_of_step, program_on
 
 ROOT = pathlib.Path(__file__).parents[3]
 PLUGIN = ("jax_cuda13_plugin", "jax_plugins")
@@ -31,9 +36,31 @@ def small_config() -> Config:
 @pytest.fixture(scope="module")
 def steps():
     """(replica, shard) -> bytes per device, for meshes of 8 CPU devices and parts of them."""
-    schema = DATA.build().schema
     meshes = [(1, 2), (1, 4), (1, 8), (2, 4), (2, 2), (4, 2)]
-    return {mesh: summary(compile_step(small_config(), schema, make_mesh(*mesh))) for mesh in meshes}
+    return {mesh: summary(compile_step(on_mesh(*mesh), SCHEMA, jax.devices()[: mesh[0] * mesh[1]])) for mesh in meshes}
+
+
+def on_mesh(replica: int, shard: int) -> Config:
+    return small_config().replace(mesh=MeshConfig(replica=replica, shard=shard))
+
+
+@pytest.mark.parametrize(("replica", "shard"), [(1, 1), (2, 4)])
+def test_what_is_compiled_here_is_what_a_run_takes(replica, shard):
+    """The same lowered text: from shapes on devices that need not exist, and from a run's own state and batch."""
+    program = program_on(replica, shard)
+    state = program.init(0, BASE_LOGITS)
+    batch = place_batch(batch_of_step(DATA.build().train, program, 0)[1], program.mesh)
+    signals = program._no_signals
+    run = program._train_step.lower(state, batch, np.float32(0), signals).as_text()
+    elsewhere = Program.of(program.config, SCHEMA, RunPlan.of(program.config, SCHEMA, program.mesh.devices.flatten()))
+    assert elsewhere.lower().as_text() == run
+
+
+def test_the_plans_prediction_is_near_what_the_compiler_says():
+    """State exactly but for the batch; temporaries are an estimate."""
+    compiled = compile_step(on_mesh(1, 1), SCHEMA, jax.devices()[:1])
+    found = compiled.state_bytes + compiled.temporary_bytes
+    assert 0.4 * found < compiled.predicted_bytes < 2.5 * found
 
 
 def test_more_shards_hold_less_each(steps):

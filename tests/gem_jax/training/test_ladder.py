@@ -10,19 +10,18 @@ import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gem_jax.config import Config, load
 from gem_jax.data.batch import Batch
-from gem_jax.data.columns import empty_examples
-from gem_jax.data.packing import pack
-from gem_jax.data.schema import Schema, Table
-from gem_jax.data.synthetic import SyntheticConfig
+from gem_jax.embedding.tables import Embedded
 from gem_jax.models import GemConfig
+from gem_jax.models.outputs import table_width
+from gem_jax.run.memory import device_batch, embedded_shapes
+from gem_jax.run.plan import RunPlan
+from gem_jax.run.program import Program
 from gem_jax.training.cost import forward_flops
-from gem_jax.training.state import Setup, abstract_state, count_parameters
 from gem_jax.training.step import forward
 
 CONFIGS = pathlib.Path(__file__).parents[3] / "configs"
@@ -34,39 +33,20 @@ HEADER = {
 }
 
 
-def schema_of(data: SyntheticConfig) -> Schema:
-    """The stream's schema without its users: tens of millions of them take gigabytes of host memory.
-
-    A seat has 1, 2, 5 or 15 impressions in 5 days, by its tier; users stay 30 days and ads 25, and the stream starts
-    with 30 days of past.
-    """
-    ends = np.cumsum([0.45, 0.25, 0.20, 0.10])
-    seats_below = [np.count_nonzero((np.arange(data.active_users) + 0.5) / data.active_users <= end) for end in ends]
-    impressions = np.dot(np.diff(seats_below, prepend=0), [1, 2, 5, 15])
-    rounds = 6 + int(np.ceil((data.train_examples + data.test_examples) / impressions))
-    rows = {
-        "user": data.active_users * int(np.ceil((rounds - 1) / 6)),
-        "ad": data.active_ads * (2 + rounds * 5 // 25),
-    }
-    tiny = dataclasses.replace(data, train_examples=1, test_examples=1, active_users=20, active_ads=16)
-    schema = tiny.build().schema
-    return schema.replace(tables=tuple(Table(name=t.name, rows=rows.get(t.name, t.rows)) for t in schema.tables))
-
-
-def abstract_run(config: Config) -> tuple[Setup, Batch]:
-    """A run's static parts, and a batch of empty slots."""
-    assert isinstance(config.data, SyntheticConfig)
-    schema = schema_of(config.data)
-    dtype = jnp.dtype(config.train.compute_dtype)
-    setup, _ = abstract_state(config.model, schema, config.optimizer, dtype=dtype)
-    budgets = config.batch.budgets(schema)  # raises where one full history does not fit
-    return setup, pack(empty_examples(schema), schema, config.batch.examples, budgets)[0]
+def abstract_run(config: Config) -> tuple[Program, Embedded, Batch]:
+    """A run's program on one device without a limit, its lookups as shapes, and a batch of empty slots."""
+    tables = dataclasses.replace(config.tables, memory_gib=2.0**20)
+    config = config.replace(tables=tables)
+    schema = config.data.schema()
+    batch = device_batch(config, schema)  # raises where one full history does not fit
+    program = Program.of(config, schema, RunPlan.of(config, schema, jax.devices()[:1]))
+    return program, embedded_shapes(batch, schema, table_width(config.model, schema)), batch
 
 
 @functools.cache
 def measured(name: str) -> dict[str, float]:
-    setup, batch = abstract_run(load(CONFIGS / f"{name}.py"))
-    return {**count_parameters(setup), "flops": forward_flops(setup, batch)}
+    program, embedded, batch = abstract_run(load(CONFIGS / f"{name}.py"))
+    return {**program.count_parameters(), "flops": forward_flops(program.parts, embedded, batch)}
 
 
 def with_examples(config: Config, examples: int) -> Config:
@@ -75,23 +55,12 @@ def with_examples(config: Config, examples: int) -> Config:
     return config.replace(batch=dataclasses.replace(config.batch, examples=examples, tokens=tokens))
 
 
-def lowered_forward(setup: Setup, batch: Batch) -> jax.stages.Lowered:
-    """What `forward_flops` counts, for XLA."""
-    rows = jax.ShapeDtypeStruct((setup.collection.num_lookups(batch), setup.collection.dim), jnp.float32)
-    dense = setup.layout.abstract()
-    return jax.jit(lambda dense, rows, batch: forward(setup, dense, rows, batch, None)).lower(dense, rows, batch)
-
-
 def ratio(config: Config, count) -> float:
     """Our FLOPs over those that `count(lowered)` finds."""
-    setup, batch = abstract_run(config)
-    return forward_flops(setup, batch) * config.batch.examples / count(lowered_forward(setup, batch))
-
-
-@pytest.mark.parametrize("name", LADDER[:3])
-def test_schema_is_the_streams(name):
-    data = load(CONFIGS / f"{name}.py").data
-    assert schema_of(data) == data.build().schema
+    program, embedded, batch = abstract_run(config)
+    function = jax.jit(lambda d, e, b: forward(program.parts, d, e, b, None).logits)
+    lowered = function.lower(program.parts.buckets.abstract(), embedded, batch)
+    return forward_flops(program.parts, embedded, batch) * config.batch.examples / count(lowered)
 
 
 @pytest.mark.parametrize("name", LADDER)

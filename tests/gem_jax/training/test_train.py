@@ -20,7 +20,7 @@ from gem_jax.data.loader import Loader
 from gem_jax.models import DLRMConfig
 from gem_jax.train import Result, main, train
 from gem_jax.checkpoint.checkpoint import CheckpointError
-from gem_jax.report.console import read_metrics
+from gem_jax.report.log import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[3]
 MEASURES = {"ne", "bayes_ne", "auc", "gauc", "calibration", "logloss"}

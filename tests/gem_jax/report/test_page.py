@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from gem_jax.training import charts
+from gem_jax.errors import UserError
+from gem_jax.report import charts
 from gem_jax.report.charts import Axis, compact
-from gem_jax.report.html import render, wilson, write_report
+from gem_jax.report.page import render, write_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -49,7 +50,8 @@ class Page(html.parser.HTMLParser):
 
 def measures(ne, bayes_ne=0.75, **changes):
     return {
-        "ne": ne, "bayes_ne": bayes_ne, "auc": 0.7654321, "gauc": 0.7012, "calibration": 1.0234, "logloss": 0.1234567,
+        "ne": ne, "bayes_ne": bayes_ne, "closed": bayes_ne and (1 - ne) / (1 - bayes_ne),
+        "auc": 0.7654321, "gauc": 0.7012, "calibration": 1.0234, "logloss": 0.1234567,
         "base_rate": 0.0321, "num_examples": 54321, "num_positives": 1743,
     } | changes  # fmt: skip
 
@@ -82,7 +84,7 @@ def metric_lines(num=300):
         line = {"step": i, "examples": 1000 * (i + 1), "time": 0.0, "train/loss": 0.3 - 0.0001 * i}
         line |= {"train/ne/click": 0.95 - 0.0003 * i, "train/ne/buy": None if i % 3 else 0.99}
         if i % 100 == 99:
-            line |= {"eval/ne/click": 0.93 - 0.0003 * i, "eval/ne/buy": None}
+            line |= {"valid/ne/click": 0.93 - 0.0003 * i, "valid/ne/buy": None}
         lines.append(line)
     return lines
 
@@ -114,6 +116,7 @@ def test_full_report(tmp_path):
         assert fact in text, fact
     for term in ("base rate of the evaluated examples", "averaged over those users", "DIN and FuxiCTR"):
         assert term in text, term
+    assert page.text.count("validation") == 1 and page.text.count("evaluation") == 2, "legends: click has both curves"
     labels = [svg["aria-label"] for svg in page.having("svg", kind="chart")]
     assert labels == [
         "Training loss over examples", "NE of click over examples", "NE of buy over examples",
@@ -163,7 +166,7 @@ def test_one_logged_step_and_constant_values(tmp_path):
 
 
 def test_nothing_to_report(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no summary.json and no metrics.jsonl"):
+    with pytest.raises(UserError, match="no summary.json and no metrics.jsonl"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -177,16 +180,6 @@ def test_long_logs_are_averaged_not_dropped():
     # stretches of 83 or 84 average to between 41 / 83 and 42 / 83, where picking single steps would give 0 and 1
     y_ticks = re.findall(r'text-anchor="end">([0-9.]+)</text>', text)
     assert len(y_ticks) > 2 and all(41 / 83 - 0.001 <= float(tick) <= 42 / 83 + 0.001 for tick in y_ticks)
-
-
-def test_wilson_interval():
-    # It contains the rate, stays in [0, 1], and its bounds q solve (rate - q)^2 = z^2 q (1 - q) / n.
-    for rate, n in ((0.0, 10), (0.3, 50), (1.0, 4)):
-        low, high = wilson(rate, n)
-        assert 0 <= low <= rate + 1e-15 and rate - 1e-15 <= high <= 1
-        for q in (low, high):
-            if 0 < q < 1:
-                assert (rate - q) ** 2 == pytest.approx(1.959963984540054**2 * q * (1 - q) / n, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 import itertools
 import json
-import math
-import os
 import statistics
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from gem_jax import files
+from gem_jax.errors import UserError
+from gem_jax.evaluation.intervals import wilson
+from gem_jax.evaluation.metrics import METRICS, Measures, share_closed
 from gem_jax.report.charts import Point, Series, interval_chart, line_chart, row_chart
-from gem_jax.report.console import format_number, read_metrics, table_cells, table_headers
-from gem_jax.evaluation.metrics import Measures, share_closed
+from gem_jax.report.formats import cells, columns, format_number
+from gem_jax.report.log import read_metrics
 from gem_jax.report.style import STYLE
 
 MAX_POINTS = 120
@@ -45,20 +47,7 @@ PAGE = """<!doctype html>
 </html>
 """
 
-DEFINITIONS = {
-    "NE": "normalised entropy: weighted mean log loss divided by the entropy of the base rate of the evaluated "
-    "examples (for a domain: of its own). 1 is no better than always predicting the base rate; lower is better.",
-    "Bayes NE": "the NE of the probability that generated the labels, from its log loss on the same labels: the best "
-    "any model can do but for chance. Known for synthetic data only.",
-    "closed": "the share of the distance from NE 1 to the Bayes NE that the model has covered.",
-    "AUC": "the chance that a positive example outscores a negative one, weighted, ties counting one half.",
-    "gAUC": "the AUC within each user who has both positive and negative examples, averaged over those users in "
-    "proportion to their impressions (total example weight): the definition of DIN and FuxiCTR.",
-    "calibration": "sum of predictions divided by sum of labels, weighted; above 1 the model promises too much.",
-    "log loss": "weighted mean of the negative natural logarithm of the probability given to what happened.",
-    "unobserved labels": "count neither as positive nor as negative; examples of weight 0 enter no metric.",
-}
-
+UNOBSERVED_NOTE = "They count neither as positive nor as negative; examples of weight 0 enter no metric."
 CURVES_NOTE = "Training values are means over the examples since the point before; the first may lie above the frame."
 DOMAINS_NOTE = "Dot: the model. Bar: the Bayes NE, where it is known. Dashed line: predicting the domain's base rate."
 CALIBRATION_NOTE = (
@@ -74,16 +63,14 @@ def write_report(run_dir: Path) -> Path:
       The report's path.
 
     Raises:
-      FileNotFoundError: the folder has neither file.
+      UserError: the folder has neither file.
     """
     summary_path, metrics_path = run_dir / "summary.json", run_dir / "metrics.jsonl"
     if not summary_path.exists() and not metrics_path.exists():
-        raise FileNotFoundError(f"'{run_dir}' has no summary.json and no metrics.jsonl; name the folder of a run")
-    summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
+        raise UserError(f"'{run_dir}' has no summary.json and no metrics.jsonl; name the folder of a run")
+    summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
     path = run_dir / "report.html"
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(render(run_dir.name, summary, read_metrics(metrics_path)), encoding="utf-8")
-    os.replace(partial, path)
+    files.write_text(path, render(run_dir.name, summary, read_metrics(metrics_path)))
     return path
 
 
@@ -140,13 +127,14 @@ def _tiles(result: dict[str, Measures]) -> str:
 def _results_table(result: dict[str, Measures]) -> str:
     if not result:
         return ""
-    with_bayes = any(m["bayes_ne"] is not None for m in result.values())
-    head = "".join(f'<th scope="col">{h}</th>' for h in ("task", "domain", *table_headers(with_bayes)))
+    shown = columns(result)
+    headings = ("task", "domain", *(metric.heading or "" for metric in shown.values()))
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
     rows = []
     for task, measures in result.items():
-        rows.append(_row([task, "all", *table_cells(measures, with_bayes)], "total"))
+        rows.append(_row([task, "all", *cells(shown, measures)], "total"))
         domains = measures["by_domain"] if len(measures["by_domain"]) > 1 else {}
-        rows += [_row(["", d, *table_cells(m, with_bayes)], "") for d, m in domains.items()]
+        rows += [_row(["", d, *cells(shown, m)], "") for d, m in domains.items()]
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
 
@@ -174,15 +162,19 @@ def _learning_curves(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> 
 
 def _ne_curve(task: str, measures: Measures, examples: int | None, metrics: list[dict[str, Any]]) -> str:
     train = _thin(_points(metrics, f"train/ne/{task}"))
-    evaluated = _points(metrics, f"eval/ne/{task}")
+    valid, evaluated = (_points(metrics, f"{part}/ne/{task}") for part in ("valid", "eval"))
     if not evaluated and examples is not None and measures.get("ne") is not None:
         evaluated = [(examples, measures["ne"])]
-    if not train and not evaluated:
+    curves = [
+        Series(label="training window", kind="train", points=train),
+        Series(label="validation", kind="valid", points=valid),
+        Series(label="evaluation", kind="eval", points=evaluated),
+    ]
+    series = [curve for curve in curves if curve.points]
+    if not series:
         return ""
-    end = max(x for x, _ in [*train, *evaluated])
-    series = [Series(label="training window", kind="train", points=train)] if train else []
-    series += [Series(label="evaluation", kind="eval", points=evaluated)] if evaluated else []
-    must_show = [ne for _, ne in evaluated] + [1.0]
+    end = max(x for curve in series for x, _ in curve.points)
+    must_show = [ne for _, ne in [*valid, *evaluated]] + [1.0]
     if measures.get("bayes_ne") is not None:
         bayes = measures["bayes_ne"]
         must_show.append(bayes)
@@ -213,14 +205,6 @@ def _calibration_charts(result: dict[str, Measures]) -> list[str]:
             chart = interval_chart(title=f"Observed against predicted rate of {task}", points=points, labels=labels)
             figures.append(_figure(f"{task}: calibration {format_number(measures['calibration'], 3)}", chart))
     return figures
-
-
-def wilson(rate: float, num_examples: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a rate seen in `num_examples` draws (Wilson 1927)."""
-    z2 = statistics.NormalDist().inv_cdf(0.975) ** 2
-    centre = (rate + z2 / (2 * num_examples)) / (1 + z2 / num_examples)
-    half = math.sqrt(z2 * (rate * (1 - rate) / num_examples + z2 / (4 * num_examples**2))) / (1 + z2 / num_examples)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _points(metrics: list[dict[str, Any]], key: str) -> list[Point]:
@@ -280,5 +264,7 @@ def _text(value: Any) -> str:
 
 
 def _definitions() -> str:
-    items = (f"<dt>{term}</dt><dd>{escape(meaning)}</dd>" for term, meaning in DEFINITIONS.items())
+    terms = [(metric.heading, metric.definition) for metric in METRICS.values() if metric.heading is not None]
+    terms.append(("unobserved labels", UNOBSERVED_NOTE))
+    items = (f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in terms)
     return f"<dl>{''.join(items)}</dl>"

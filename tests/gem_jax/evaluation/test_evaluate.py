@@ -1,0 +1,85 @@
+"""A pass over a source with a model that stands for any: every example scored once, in order, on several devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gem_jax.data.columns import MemorySource, take_examples
+from gem_jax.data.packing import BatchConfig
+from gem_jax.evaluation.errors import DivergedError
+from gem_jax.evaluation.evaluate import evaluate, scored_batches
+from gem_jax.evaluation.evaluator import Evaluator
+from gem_jax.parallel.mesh import make_mesh
+from tests.gem_jax.data.random_examples import SCHEMA, random_examples
+from tests.gem_jax.evaluation.scored import host_columns
+
+BATCH = BatchConfig(examples=4, tokens={"clicks": 96, "views": 48})
+SLOPE = np.float32(0.5)
+
+
+class Linear:
+    """logits = [slope, -slope] * first dense feature; the state is the slope."""
+
+    schema = SCHEMA
+
+    def __init__(self, replica: int, shard: int):
+        self.mesh = make_mesh(replica, shard)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def eval_step(self, state, batch):
+        logit = jnp.where(batch.weight > 0, state * batch.dense[:, 0], jnp.nan)  # empty slots are poisoned
+        return jnp.stack([logit, -logit], axis=1)
+
+
+def memory(examples) -> MemorySource:
+    return MemorySource(schema=SCHEMA, examples=examples)
+
+
+def logits_of(examples) -> np.ndarray:
+    logit = SLOPE * examples.dense[:, 0]
+    return np.stack([logit, -logit], axis=1)
+
+
+def expected(examples) -> dict:
+    evaluator = Evaluator(SCHEMA)
+    columns = {name: getattr(examples, name) for name in ("domain", "weight", "user", "true_probability")}
+    evaluator.update(logits_of(examples), host_columns(examples.labels, **columns))
+    return evaluator.result()
+
+
+def by_user(scored) -> dict[int, np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    for logits, host in scored:
+        for slot in np.flatnonzero(host.weight > 0):
+            assert host.user[slot] not in found, "scored twice"
+            found[host.user[slot]] = logits[slot]
+    return found
+
+
+@pytest.mark.parametrize(("replica", "shard"), [(1, 1), (2, 4)])
+def test_every_example_is_scored_once(replica, shard):
+    examples = random_examples(101, seed=3)  # user i is example i
+    found = by_user(scored_batches(Linear(replica, shard), SLOPE, memory(examples), BATCH))
+    kept = np.flatnonzero(examples.weight > 0)
+    assert sorted(found) == list(kept)
+    np.testing.assert_array_equal(np.stack([found[i] for i in kept]), logits_of(examples)[kept])
+
+
+def test_metrics_of_the_first_examples():
+    examples = random_examples(101, seed=3)
+    program, source = Linear(2, 4), memory(examples)
+    # Packing moves examples between slots: sums of 101 float64 terms in another order.
+    for limit, count in ((None, 101), (37, 37), (1000, 101)):
+        result = evaluate(program, SLOPE, source, BATCH, limit)
+        wanted = expected(take_examples(examples, np.arange(count)))
+        for task in ("click", "conversion"):
+            for name in ("ne", "auc", "calibration", "logloss", "num_examples"):
+                assert result[task][name] == pytest.approx(wanted[task][name], rel=1e-12), (task, name)
+
+
+def test_a_logit_that_is_not_finite():
+    with pytest.raises(DivergedError, match="task 'click': .* not finite"):
+        evaluate(Linear(1, 2), np.float32(np.inf), memory(random_examples(10)), BATCH)
