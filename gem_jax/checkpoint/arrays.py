@@ -1,0 +1,76 @@
+"""What a program and its checkpoints say to each other: a run's state as named arrays in which no mesh shows.
+
+Names are paths: `dense/layers/0/fmb/y/value` with the optimizer's `.../mu` and `.../nu` beside it, `tables/ad/weight` with
+`tables/ad/accumulator`, `optimizer/count`, `step`, `key` (the random key's numbers), `base_logits`.
+"""
+
+import dataclasses
+import fnmatch
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from gem_jax.nn.parameters import Names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """What a program wants an array to be.
+
+    Attributes:
+      shape: of the whole array.
+      dtype: of its elements.
+      sharding: where today's plan keeps it; the one thing here that depends on a mesh.
+      axes: for each axis the names of its places, or None where they mean nothing outside the layer.
+      grows: whether it holds the rows of a table, of which there may be more than when it was saved.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: jax.sharding.Sharding
+    axes: tuple[Names | None, ...]
+    grows: bool = False
+
+    def __post_init__(self):
+        assert len(self.axes) == len(self.shape), (self.axes, self.shape)
+
+
+class Program(Protocol):
+    """The part of a run's program that checkpoints need."""
+
+    @property
+    def positional(self) -> dict[str, str]:
+        """Kind of schema members (a field of the schema: 'dense', 'tasks', ...) that the model knows by position alone -> a
+        parameter that does."""
+        ...
+
+    def logical_specs(self) -> dict[str, ArraySpec]:
+        """Name -> what the array must be; the same on every mesh but for the shardings."""
+        ...
+
+    def to_logical(self, state: Any) -> dict[str, jax.Array]:
+        """The state as named arrays."""
+        ...
+
+    def from_logical(self, arrays: dict[str, jax.Array]) -> Any:
+        """The state of these named arrays, exact to the last bit."""
+        ...
+
+    def init(self, seed: int) -> Any:
+        """A new state."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: `config`, `schema`, `mesh`, `placement`, `versions`."""
+        ...
+
+
+def is_value(name: str) -> bool:
+    """Whether the array is part of what the model knows: not optimizer state, nor the run's step and key."""
+    return name.endswith(("/value", "/weight")) or name == "base_logits"
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the patterns (of the shell's kind; `*` passes over slashes) matches the name, or a folder that it lies in."""
+    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p.rstrip('/')}/*") for p in patterns)
