@@ -10,7 +10,7 @@ from gem_jax.checkpoint.arrays import ArraySpec
 from gem_jax.checkpoint.checksums import checksums
 from gem_jax.checkpoint.errors import CheckpointError, Damage, reason
 from gem_jax.checkpoint.manifest import Manifest, SavedArray
-from gem_jax.run.processes import any_process, is_first
+from gem_jax.parallel.processes import any_process, is_first
 
 
 class Checkpoints:

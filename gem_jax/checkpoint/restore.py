@@ -13,7 +13,7 @@ from gem_jax.checkpoint.checksums import checksums
 from gem_jax.checkpoint.errors import CheckpointError, Damage, reason
 from gem_jax.checkpoint.fit import Fit, Report, Take, apply, check_positions, check_strictly, fit
 from gem_jax.checkpoint.manifest import Manifest
-from gem_jax.run.processes import any_process
+from gem_jax.parallel.processes import any_process
 
 type Say = Callable[[str], None]
 

@@ -6,35 +6,55 @@ Tables of all features have one width D and are fused into at most two arrays, s
   every table, keeps the hottest rows of all tables from sharing shard 0. A table placed *whole* has all its rows on its owner.
 - `columns` [V, D], cut along its second axis: every shard has D / S columns of every row.
 
-Everything else speaks of *stacked* ids: the rows of all tables one after the other in the schema's order.
+A row's address is a pair (owner, slot): a shard's slots are int32, all shards' together need not be. Nothing here is of the
+tables' size.
+
+Shape letters: S shards, L slots of a shard, V rows of the columns array, D width.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int, UInt
 
 from gem_jax.data.schema import Table
+from gem_jax.embedding.config import Scheme
+from gem_jax.embedding.planner import TablesPlan
+from gem_jax.errors import UserError
 
-Scheme = Literal["rows", "columns", "tables"]
-"""How a table is cut over the shards: round robin by row, by column, or not at all (whole, on one shard)."""
+Group = Literal["rows", "columns"]
+"""A fused array."""
 
-GROUP = {"rows": "rows", "tables": "rows", "columns": "columns"}
+GROUP: dict[Scheme, Group] = {"rows": "rows", "tables": "rows", "columns": "columns"}
 """Scheme -> the fused array that holds such tables."""
 
 SALT = 0x9E3779B1
 """Odd, and far from a multiple of any number of shards: 2^32 over the golden ratio (Knuth's multiplicative hash)."""
+
+MAX_ID = 2**31 - 1
+"""The largest int32: ids of one table."""
+
+MAX_SLOTS = 2**31 - 2**28
+"""Slots of one shard: int32, less the places beyond them to which a step sends what it drops (`repeats.sum_by_row`)."""
+
+NOT_HERE = np.iinfo(np.int32).max
+"""The first slot, on this shard, of a table that lies whole on another one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TablePlace:
     """Where one table lies.
 
-    stacked: its first row among the stacked ids; first: its first slot on each shard that has it (scheme rows and tables) or its
-    first row in the columns array; shard: of row 0 (rows) or of the whole table (tables); 0 for columns.
+    Attributes:
+      rows: of the table.
+      scheme: how it is cut.
+      stacked: its first row where the tables' rows are counted one table after the other, in the schema's order.
+      first: its first slot on each shard that has it (scheme rows and tables), or its first row in the columns array.
+      shard: of row 0 (rows) or of the whole table (tables); 0 for columns.
     """
 
     rows: int
@@ -42,6 +62,20 @@ class TablePlace:
     stacked: int
     first: int
     shard: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Addresses:
+    """Places in a fused array.
+
+    Attributes:
+      owner: int32 [R], the shard; 0 in the columns array, of which every shard has a part.
+      slot: int32 [R], on that shard; -1 where there is no id.
+    """
+
+    owner: Array
+    slot: Array
 
 
 class Placement:
@@ -55,9 +89,15 @@ class Placement:
       multiple: slots of a shard, and rows of the columns array, are rounded up to it (the replicas, where rows are cut over them).
 
     Attributes:
-      places: table -> `TablePlace`.
+      num_shards: S.
+      places: table -> `TablePlace`, in the schema's order.
+      num_rows: of all tables together.
       slots: L, slots of one shard in the rows array.
-      column_rows: rows of the columns array.
+      column_rows: V, rows of the columns array.
+      groups: the fused arrays that have tables.
+
+    Raises:
+      UserError: a table has more rows than int32 ids tell apart, or a shard more slots.
     """
 
     def __init__(
@@ -70,7 +110,7 @@ class Placement:
         multiple: int = 1,
     ):
         self.num_shards = num_shards
-        self.places: dict[str, TablePlace] = {}
+        places: dict[str, TablePlace] = {}
         schemes, owners = schemes or {}, owners or {}
         free = np.zeros(num_shards, np.int64)  # first free slot of each shard
         stacked = dict(zip((t.name for t in tables), np.cumsum([0, *(t.rows for t in tables)]).tolist(), strict=False))
@@ -90,37 +130,92 @@ class Placement:
                 shard = owners.get(table.name, 0)
                 first = int(free[shard])
                 free[shard] += table.rows
-            self.places[table.name] = TablePlace(
+            places[table.name] = TablePlace(
                 rows=table.rows, scheme=scheme, stacked=stacked[table.name], first=first, shard=shard
             )
+        self.places = {table.name: places[table.name] for table in tables}
         self.num_rows = sum(table.rows for table in tables)
         self.slots = _round_up(int(free.max()), multiple)
         self.column_rows = _round_up(column_rows, multiple)
-        for what, count in (("rows", self.num_rows), ("slots", num_shards * self.slots)):
-            if count >= 2**31:
-                raise ValueError(f"the tables have {count} {what} together; int32 ids address at most 2^31 - 1")
+        used = {GROUP[place.scheme] for place in self.places.values()}
+        self.groups: tuple[Group, ...] = tuple(group for group in ("rows", "columns") if group in used)
+        self._check()
 
-    def address(self, table: str, ids: Int[Array, "*s"] | np.ndarray) -> Int[Array, "*s"]:
-        """Rows of the table's fused array for ids of the table; -1 stays -1. Of NumPy arrays or in a traced step."""
-        place = self.places[table]
-        xp = np if isinstance(ids, np.ndarray) else jnp
-        if place.scheme == "columns":
-            address = place.first + ids
-        elif place.scheme == "tables":
-            address = place.shard * self.slots + place.first + ids
-        else:
-            owner = (ids + place.shard) % self.num_shards
-            address = owner * self.slots + place.first + ids // self.num_shards
-        return xp.where(ids >= 0, address, -1)
+    @classmethod
+    def of(cls, plan: TablesPlan, *, multiple: int = 1) -> "Placement":
+        """The places that a plan gives its tables."""
+        return cls(
+            [Table(name=t.name, rows=t.rows) for t in plan.tables],
+            plan.shard,
+            schemes={t.name: t.scheme for t in plan.tables},
+            owners={t.name: t.owner for t in plan.tables if t.owner is not None},
+            multiple=multiple,
+        )
 
-    def stacked_ids(self, group: str) -> np.ndarray:
-        """The stacked id in each row of a fused array, int32 [S L] or [column rows]; -1 in rows that no table uses."""
-        stacked = np.full(self.num_shards * self.slots if group == "rows" else self.column_rows, -1, np.int32)
+    def _check(self) -> None:
         for name, place in self.places.items():
-            if GROUP[place.scheme] == group:
-                ids = np.arange(place.rows, dtype=np.int32)
-                stacked[self.address(name, ids)] = place.stacked + ids
-        return stacked
+            if place.rows > MAX_ID:
+                raise UserError(
+                    f"table '{name}' has {place.rows:,} rows and int32 ids tell at most {MAX_ID:,} apart; cut it into several "
+                    "tables, or hash its ids into fewer rows"
+                )
+        if self.slots > MAX_SLOTS:
+            raise UserError(
+                f"the tables need {self.slots:,} slots on each of {self.num_shards} shards and int32 slots address at most "
+                f"{MAX_SLOTS:,}; choose a larger mesh.shard"
+            )
+        if self.column_rows > MAX_SLOTS:
+            raise UserError(
+                f"the tables placed by columns have {self.column_rows:,} rows and int32 rows address at most {MAX_SLOTS:,}; give "
+                "some of them the scheme 'rows' in tables.schemes"
+            )
+
+    def height(self, group: Group) -> int:
+        """Rows of a shard's part of a fused array: L, or V."""
+        return self.slots if group == "rows" else self.column_rows
+
+    def address(self, table: str, ids: Int[Array, "*s"]) -> Addresses:
+        """The addresses of ids of a table; slot -1 for ids of -1."""
+        place = self.places[table]
+        if place.scheme == "rows":
+            # Not (ids + shard) mod S, which may leave int32.
+            owner = (ids % self.num_shards + place.shard) % self.num_shards
+            slot = place.first + ids // self.num_shards
+        else:
+            owner = jnp.full_like(ids, place.shard)
+            slot = place.first + ids
+        return Addresses(owner=jnp.where(ids >= 0, owner, 0), slot=jnp.where(ids >= 0, slot, -1))
+
+    def stacked_rows(
+        self, group: Group, owner: Int[Array, ""] | int, slots: Int[Array, " L"]
+    ) -> tuple[UInt[Array, " L"], UInt[Array, " L"], Bool[Array, " L"]]:
+        """The inverse of `address`: which row lies in slots of a shard.
+
+        Rows are counted one table after the other, in the schema's order: (low word, high word, whether the slot holds a row).
+        """
+        places = [place for place in self.places.values() if GROUP[place.scheme] == group]
+        first, rows, shard = (
+            jnp.array([getattr(p, name) for p in places], jnp.int32) for name in ("first", "rows", "shard")
+        )
+        cut = jnp.array([p.scheme == "rows" for p in places])
+        divisor = jnp.where(cut, self.num_shards, 1)
+        low = jnp.array([p.stacked % 2**32 for p in places], jnp.uint32)
+        high = jnp.array([p.stacked // 2**32 for p in places], jnp.uint32)
+        whole = jnp.array([p.scheme == "tables" for p in places])
+        first = jnp.where(whole & (shard != owner), NOT_HERE, first)
+        order = jnp.argsort(first)
+        table = order[jnp.maximum(jnp.searchsorted(first[order], slots, side="right") - 1, 0)]
+
+        place = slots - first[table]
+        inside = (place >= 0) & (place < -(-rows // divisor)[table])
+        remainder = jnp.where(cut, (owner - shard) % self.num_shards, 0)
+        row = jnp.where(inside, place, 0) * divisor[table] + remainder[table]
+        # The last round of a table may lack some shards; there the product has passed int32 only if it turned negative.
+        used = inside & (row >= 0) & (row < rows[table])
+        row = jnp.where(used, row, 0).astype(jnp.uint32)
+        sum_low = low[table] + row
+        carry = (sum_low < row).astype(jnp.uint32)
+        return sum_low, high[table] + carry, used
 
 
 def _round_up(value: int, multiple: int) -> int:

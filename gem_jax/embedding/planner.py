@@ -5,8 +5,8 @@ width D; ids are 4 bytes, rows and gradients 4 D. Of the S shards of a group, wi
 - *rows* (row r on shard r + salt mod S): (S-1)/S min(R, S ceil(V/S)) ids and gradients as owner, (S-1)/S U rows as asker;
 - *tables* (whole): the owner (S-1) U ids and gradients, every other shard U rows;
 - *columns*: (S-1) R ids, not de-duplicated, and for each D/S columns of its row and of its gradient.
-Besides, from each of the other M-1 replicas: id and gradient of those rows this shard has of the min(S R, V) that a group touches;
-and, where tables are fully sharded, its part of this shard, optimizer state included.
+Besides, from each of the other G-1 replica groups: id and gradient of those rows this shard has of the min(S R, V) that a group
+touches; and, where tables are fully sharded, its part of this shard, optimizer state included.
 
 The rule:
 1. Rows, or columns where they are cheaper and `MIN_COLUMNS` are left a shard; both load all shards alike. Looking up columns is
@@ -17,7 +17,7 @@ The rule:
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
 import numpy as np
@@ -25,15 +25,18 @@ import rich.box
 from rich.table import Table
 from rich.text import Text
 
-from gem_jax.embedding.placement import Scheme
-from gem_jax.embedding.touched_rows import TableOptimizer
+from gem_jax.embedding.config import Scheme
+from gem_jax.embedding.row_optimizers import RowOptimizer, RowwiseAdagrad
+from gem_jax.embedding.stores.device import DeviceStore
+from gem_jax.embedding.stores.store import RowStore
+from gem_jax.errors import UserError
 
 ID_BYTES = FLOAT_BYTES = 4
 NO_LIMIT = 2**62  # bytes; sums of it still fit an int64
 MIN_COLUMNS = 16  # left to a shard where the planner proposes columns: 64 bytes, two sectors of GPU memory
 
 
-class PlanError(ValueError):
+class PlanError(UserError):
     """The tables cannot be placed as asked; the sentence says what to change."""
 
 
@@ -47,7 +50,7 @@ class TableLoad:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TablePlan(TableLoad):
+class PlannedTable(TableLoad):
     """Where a table goes. `owner`: the shard that holds all of it (scheme tables), else None."""
 
     scheme: Scheme
@@ -55,7 +58,7 @@ class TablePlan(TableLoad):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class TablesPlan:
     """The mesh, the place of every table, and what a GPU of each shard index bears, alike in every replica.
 
     memory_bytes: [shard] stored rows and optimizer state. Shards are blocks of one array: every GPU allocates the largest.
@@ -66,7 +69,7 @@ class Plan:
     replica: int
     shard: int
     dim: int
-    tables: tuple[TablePlan, ...]
+    tables: tuple[PlannedTable, ...]
     memory_bytes: tuple[int, ...]
     transient_bytes: int
     traffic_bytes: tuple[int, ...]
@@ -90,9 +93,10 @@ def plan_tables(
     dense_bytes: int = 0,
     reserved_bytes: int = 0,
     overrides: Mapping[str, Scheme] | None = None,
-    optimizer: TableOptimizer = "rowwise_adagrad",
+    optimizer: RowOptimizer = RowwiseAdagrad(),  # noqa: B008  (frozen)
+    store: RowStore = DeviceStore(),  # noqa: B008
     fully_sharded: bool = False,
-) -> Plan:
+) -> TablesPlan:
     """The plan of the rule above; the same arguments give the same plan.
 
     Args:
@@ -102,6 +106,7 @@ def plan_tables(
       dense_bytes: parameters, gradients and moments of the dense model; the GPUs of a group share them (HSDP).
       reserved_bytes: of every GPU, for activations and the like.
       overrides: table -> scheme that the user wants.
+      optimizer, store: say how many bytes a row takes.
       fully_sharded: what a shard stores is cut over the replicas and gathered for a step; saves memory only between steps.
 
     Raises:
@@ -110,7 +115,11 @@ def plan_tables(
     overrides = dict(overrides or {})
     _check_tables(loads, overrides)
     room = (NO_LIMIT if memory_bytes_per_device is None else memory_bytes_per_device) - reserved_bytes
-    planner = _Planner(tuple(loads), dim, room, dense_bytes, overrides, optimizer, fully_sharded)
+
+    def row_bytes(width: int) -> int:
+        return store.row_bytes(width, optimizer.slots)
+
+    planner = _Planner(tuple(loads), dim, room, dense_bytes, overrides, row_bytes, fully_sharded)
     for n in _shards(num_devices, replica, shard, dim, [name for name, s in overrides.items() if s == "columns"]):
         plan = planner.plan(num_devices // n, n)
         if planner.fits(plan):
@@ -134,7 +143,7 @@ def received_bytes(t: TableLoad, scheme: Scheme, dim: int, replica: int, shard: 
     return total, total
 
 
-def table_of(plan: Plan) -> Table:
+def table_of(plan: TablesPlan) -> Table:
     """The plan for people: a row per table (weights; traffic of its busiest shard), under them what the GPUs bear."""
     title = f"Embedding tables of width {plan.dim} on replica={plan.replica} x shard={plan.shard}"
     table = Table(title=title, box=rich.box.SIMPLE_HEAD, caption_justify="left", padding=(0, 1, 0, 0))
@@ -156,17 +165,17 @@ def table_of(plan: Plan) -> Table:
 
 @dataclasses.dataclass(frozen=True)
 class _Planner:
-    """What is the same for every split. room: bytes of a GPU for tables and dense model."""
+    """What is the same for every split. room: bytes of a GPU for tables and dense model; row_bytes: of a row of some width."""
 
     loads: tuple[TableLoad, ...]
     dim: int
     room: int
     dense_bytes: int
     overrides: dict[str, Scheme]
-    optimizer: TableOptimizer
+    row_bytes: Callable[[int], int]
     fully_sharded: bool
 
-    def plan(self, replica: int, shard: int) -> Plan:
+    def plan(self, replica: int, shard: int) -> TablesPlan:
         """The best plan of one split; one that fits before one that does not."""
         can_cut = self.dim % shard == 0 and self.dim // shard >= MIN_COLUMNS
 
@@ -182,16 +191,14 @@ class _Planner:
         plans = [self._place([scheme(t, cutoff) for t in self.loads], replica, shard) for cutoff in cutoffs]
         return min(plans, key=lambda plan: (not self.fits(plan), max(plan.traffic_bytes)))  # the first of equals
 
-    def fits(self, plan: Plan) -> bool:
+    def fits(self, plan: TablesPlan) -> bool:
         return max(plan.device_bytes) <= self.room
 
-    def _place(self, schemes: Sequence[Scheme], replica: int, shard: int) -> Plan:
+    def _place(self, schemes: Sequence[Scheme], replica: int, shard: int) -> TablesPlan:
         """Owners, and the figures, for given schemes."""
         parts = replica if self.fully_sharded else 1  # of what a shard stores
         copies = parts if parts > 1 else 0  # of a part, once gathered
-        row, column = FLOAT_BYTES * self.dim, FLOAT_BYTES * (self.dim // shard)
-        state = {"rowwise_adagrad": (FLOAT_BYTES, FLOAT_BYTES), "adam": (2 * row, 2 * column), "sgd": (0, 0)}
-        row_stored, column_stored = row + state[self.optimizer][0], column + state[self.optimizer][1]
+        row_stored, column_stored = self.row_bytes(self.dim), self.row_bytes(self.dim // shard)
         placed = list(zip(self.loads, schemes, strict=True))
         even_rows = sum(_ceil(t.rows, shard) for t, scheme in placed if scheme == "rows")
         column_part = _ceil(sum(t.rows for t, scheme in placed if scheme == "columns"), parts)
@@ -210,12 +217,12 @@ class _Planner:
         traffic = (parts - 1) * stored + sum(other for _, other in received)
         for i, owner in owners.items():
             traffic[owner] += extra[i]
-        return Plan(
+        return TablesPlan(
             replica=replica,
             shard=shard,
             dim=self.dim,
             tables=tuple(
-                TablePlan(name=t.name, scheme=scheme, owner=owners.get(i), rows=t.rows, ids=t.ids)
+                PlannedTable(name=t.name, scheme=scheme, owner=owners.get(i), rows=t.rows, ids=t.ids)
                 for i, (t, scheme) in enumerate(placed)
             ),
             memory_bytes=tuple(stored.tolist()),
@@ -260,7 +267,7 @@ def _shards(num_devices: int, replica: int | None, shard: int | None, dim: int, 
     return cuttable
 
 
-def _does_not_fit(plan: Plan, reserved: int, has: int) -> str:
+def _does_not_fit(plan: TablesPlan, reserved: int, has: int) -> str:
     needs = max(plan.device_bytes) + reserved
     advice = ["a larger shard" if plan.replica > 1 else "more GPUs"]
     advice += ["fully_sharded=False"] if plan.transient_bytes else []

@@ -15,7 +15,10 @@ from gem_jax.embedding.planner import TableLoad, TablesPlan, plan_tables
 from gem_jax.models.outputs import table_width
 from gem_jax.parallel.mesh import make_mesh, num_mesh_devices
 from gem_jax.run.memory import Memory, device_batch, device_memory, saved_activations
+from gem_jax.embedding.stores.device import DeviceStore
+from gem_jax.embedding.stores.store import RowStore
 from gem_jax.training.buckets import Buckets
+from gem_jax.training.optimizer import table_optimizer
 
 FLOAT_BYTES = 4
 NUM_MOMENTS = 2
@@ -31,16 +34,30 @@ class RunPlan:
       tables: schemes and owners of the embedding tables.
       placement: the place of every row.
       memory: bytes of a device by kind.
+      store: in which form shards keep the tables' rows.
     """
 
     mesh: Mesh
     tables: TablesPlan
     placement: Placement
     memory: Memory
+    store: RowStore
 
     @classmethod
-    def of(cls, config: Config, schema: Schema, devices: Sequence[jax.Device] | None = None) -> "RunPlan":
+    def of(
+        cls,
+        config: Config,
+        schema: Schema,
+        devices: Sequence[jax.Device] | None = None,
+        store: RowStore = DeviceStore(),  # noqa: B008 (frozen)
+    ) -> "RunPlan":
         """The plan of a run on some devices, all of the job's unless given; they need not exist (see `scale`).
+
+        Args:
+          config: everything about the run.
+          schema: of its data.
+          devices: the mesh takes all of them, or as many as it is configured for.
+          store: in which form shards keep the tables' rows.
 
         Raises:
           UserError: the mesh does not fit the devices, a table's scheme not the mesh, or the whole not the devices' memory.
@@ -61,7 +78,8 @@ class RunPlan:
             replica=config.mesh.replica,
             shard=config.mesh.shard,
             overrides=config.tables.schemes,
-            optimizer=config.optimizer.table_optimizer,
+            optimizer=table_optimizer(config.optimizer),
+            store=store,
             fully_sharded=config.tables.fully_sharded,
             dense_bytes=(2 + NUM_MOMENTS) * FLOAT_BYTES * num_parameters,
             memory_bytes_per_device=limit,
@@ -70,6 +88,7 @@ class RunPlan:
         multiple = tables.replica if config.tables.fully_sharded else 1
         share = tables.dense_bytes // (2 + NUM_MOMENTS)
         return cls(
+            store=store,
             mesh=make_mesh(tables.replica, tables.shard, devices),
             tables=tables,
             placement=Placement.of(tables, multiple=multiple),

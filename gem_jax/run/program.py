@@ -23,8 +23,6 @@ from jax.sharding import PartitionSpec as P
 from gem_jax.config import Config, to_dict
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
-from gem_jax.embedding.row_optimizers import row_optimizer
-from gem_jax.embedding.stores import RowStore
 from gem_jax.embedding.tables import Tables
 from gem_jax.models.outputs import Outputs, table_width
 from gem_jax.nn.parameters import positional_kinds
@@ -35,7 +33,7 @@ from gem_jax.run import named
 from gem_jax.run.memory import device_batch
 from gem_jax.run.plan import RunPlan
 from gem_jax.training.buckets import Buckets
-from gem_jax.training.optimizer import dense_optimizer
+from gem_jax.training.optimizer import dense_optimizer, table_optimizer
 from gem_jax.training.state import TrainState
 from gem_jax.training.step import Parts, score, train_step
 
@@ -62,7 +60,7 @@ class Program:
     specs: TrainState
 
     @classmethod
-    def of(cls, config: Config, schema: Schema, plan: RunPlan, store: RowStore | None = None) -> "Program":
+    def of(cls, config: Config, schema: Schema, plan: RunPlan) -> "Program":
         """The program of a run; nothing is allocated or compiled yet.
 
         Raises:
@@ -76,7 +74,9 @@ class Program:
             plan.mesh,
             config.tables,
             plan.placement,
-            row_optimizer(config.optimizer),
+            table_optimizer(config.optimizer),
+            plan.store,
+            init_std=config.optimizer.table_init_std,
         )
         dense_opt = jax.eval_shape(dense_optimizer(config.optimizer, buckets).init, named.abstract_vectors(buckets))
         specs = TrainState(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from gem_jax.embedding.row_optimizers import RowOptimizerName
+from gem_jax.embedding.row_optimizers import RowOptimizer, TableOptimizer, row_optimizer
 from gem_jax.errors import UserError
 from gem_jax.training.buckets import Bucket, Buckets
 
@@ -31,7 +31,7 @@ class OptimizerConfig:
     """Dense gradients are scaled down to this global norm; tables are not clipped (Adagrad normalises each row)."""
     group_rates: dict[str, float] = dataclasses.field(default_factory=dict)
     """Optimizer group of parameters -> factor on their learning rate; 1 for a group not named, 0 freezes it."""
-    table_optimizer: RowOptimizerName = "rowwise_adagrad"
+    table_optimizer: TableOptimizer = "rowwise_adagrad"
     """Of the embedding tables, on the rows that a batch touches; Adam keeps two more numbers for each, Adagrad one for each row."""
     table_learning_rate: float = 0.05
     """Peak learning rate of the embedding tables."""
@@ -59,6 +59,17 @@ class OptimizerConfig:
         for group, rate in self.group_rates.items():
             if not rate >= 0:
                 raise UserError(f"optimizer.group_rates.{group}={rate} must not be negative")
+
+
+def table_optimizer(config: OptimizerConfig) -> RowOptimizer:
+    """The optimizer of the embedding tables' rows."""
+    return row_optimizer(
+        config.table_optimizer,
+        l2=config.table_l2,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        initial_accumulator=config.table_init_accumulator,
+    )
 
 
 def schedule(config: OptimizerConfig, progress: Float[Array, ""]) -> Float[Array, ""]:

@@ -6,7 +6,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, Int
 
-from gem_jax.embedding.tables import TablesState
+from gem_jax.embedding.sharded import TableState
 from gem_jax.training.buckets import Vectors
 
 
@@ -27,6 +27,6 @@ class TrainState:
     step: Int[Array, ""]
     dense: Vectors
     dense_opt: optax.OptState
-    tables: TablesState
+    tables: TableState
     base_logits: Float[Array, " N"]
     key: Array

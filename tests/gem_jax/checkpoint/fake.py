@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from gem_jax.checkpoint.arrays import ArraySpec
 from gem_jax.checkpoint.checkpoints import Checkpoints, saved_arrays
 from gem_jax.checkpoint.manifest import Manifest
-from gem_jax.run.mesh import make_mesh
+from gem_jax.parallel.mesh import make_mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

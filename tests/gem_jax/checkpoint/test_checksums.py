@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gem_jax.checkpoint.checksums import SEEDS, checksums
-from gem_jax.run.mesh import make_mesh
+from gem_jax.parallel.mesh import make_mesh
 
 DTYPES = ("float32", "bfloat16", "int32", "uint32", "bool")
 

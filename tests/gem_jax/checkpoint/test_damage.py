@@ -12,7 +12,7 @@ import pytest
 from gem_jax.checkpoint.checkpoints import Checkpoints
 from gem_jax.checkpoint.errors import CheckpointError
 from gem_jax.checkpoint.restore import init_from, restore
-from gem_jax.run.mesh import make_mesh
+from gem_jax.parallel.mesh import make_mesh
 from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, manifest_of, saved
 
 PROGRAM = FakeProgram(mesh=make_mesh(2, 4))

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from gem_jax.checkpoint.checkpoints import Checkpoints
 from gem_jax.checkpoint.errors import CheckpointError
 from gem_jax.checkpoint.restore import init_from, newest_manifest, restore
-from gem_jax.run.mesh import make_mesh
+from gem_jax.parallel.mesh import make_mesh
 from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, saved
 
 MESHES = ((1, 1), (1, 8), (8, 1), (2, 4), (4, 2))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gem_jax.embedding.tables import TablesConfig
+from gem_jax.embedding.config import TablesConfig
 from gem_jax.parallel.sharding import place_batch
 from gem_jax.run.program import Program
 from tests.gem_jax.run.steps import BASE_LOGITS, DATA, SCHEMA, batch_of_step, program_on, take_steps

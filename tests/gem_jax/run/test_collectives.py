@@ -9,7 +9,8 @@ import pytest
 
 from gem_jax.config import Config
 from gem_jax.data.packing import BatchConfig
-from gem_jax.embedding.tables import TablesConfig
+from gem_jax.embedding.config import TablesConfig
+from gem_jax.embedding.tables import requests_of
 from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.run.memory import device_batch
 from gem_jax.run.plan import RunPlan
@@ -69,9 +70,10 @@ def table_theory(program: Program, replica: int, shard: int) -> tuple[collection
     """Tables by rows: ids there and rows back, ids and gradients there again; touched rows over the replicas. And the way for too
     many ids: everything to everyone of the group."""
     tables = program.parts.tables
-    requests = tables.requests(device_batch(program.config, program.schema))
-    dim, asked = tables.dim, sum(ids.shape[0] for _, ids in requests)
-    places = shard * tables.capacity(requests) if shard > 1 else asked
+    requests = requests_of(program.schema, device_batch(program.config, program.schema))
+    sizes = [(table, ids.shape[0]) for table, ids in requests]
+    dim, asked = tables.dim, sum(size for _, size in sizes)
+    places = shard * tables.sharded.capacity(sizes) if shard > 1 else asked
     usual: collections.Counter = collections.Counter()
     fallback: collections.Counter = collections.Counter()
     if shard > 1:

@@ -6,7 +6,7 @@ GEM_TEST_GPU=1 pytest -m gpu tests/gem_jax/run, on a machine with two GPUs or mo
 import jax
 import pytest
 
-from gem_jax.embedding.tables import TablesConfig
+from gem_jax.embedding.config import TablesConfig
 from tests.gem_jax.run.steps import DLRM, GEM, train_on
 from tests.gem_jax.run.test_steps_on_meshes import SCHEMES, assert_same, on_one_device
 

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import pytest
 
-from gem_jax.embedding.tables import TablesConfig
+from gem_jax.embedding.config import TablesConfig
 from tests.gem_jax.run.steps import DLRM, GEM, OPTIMIZER, SCHEMA, Outcome, train_on
 
 TOLERANCE = 1e-2 * 30**0.5
