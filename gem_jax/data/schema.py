@@ -118,7 +118,7 @@ class Schema:
 
     def _check_names(self) -> None:
         _check_unique("table", (t.name for t in self.tables))
-        features = (*self.categoricals, *self.dense, *self.vectors)
+        features: tuple[Categorical | Dense | Vector, ...] = (*self.categoricals, *self.dense, *self.vectors)
         _check_unique("feature", (f.name for f in features))
         _check_unique("sequence", (s.name for s in self.sequences))
         _check_unique("task", (t.name for t in self.tasks))
@@ -166,7 +166,8 @@ class Schema:
             for attribute in sequence.attributes:
                 if attribute.max_ids != 1:
                     raise SchemaError(f"attribute '{attribute.name}' of sequence '{sequence.name}' must have max_ids=1")
-        for column in (*self.vectors, *self.training):
+        sized: tuple[Vector | TrainingColumn, ...] = (*self.vectors, *self.training)
+        for column in sized:
             if column.dim < 1:
                 raise SchemaError(f"'{column.name}' has dim={column.dim}; it needs at least 1")
 

@@ -55,11 +55,8 @@ class FirstExamples:
         return self._source.read(indices)
 
     def identity(self) -> str:
-        return (
-            self._source.identity()
-            if self._limit >= len(self._source)
-            else digest(self._source.identity(), self._limit)
-        )
+        whole = self._source.identity()
+        return whole if len(self) == len(self._source) else digest(whole, len(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
