@@ -57,8 +57,8 @@ class CriteoConfig:
         """Reads and prepares the file.
 
         Raises:
-          DataError: the file is missing, empty or of another format, a label is not 0 or 1, or the training part has
-            one class.
+          DataError: the file is missing, empty or of another format, a label is not from 0 to 1, or the training part has
+            the same label everywhere.
         """
         file = existing_path(self.path, "a Criteo text or Parquet file")
         table = _read(file)
@@ -170,7 +170,7 @@ def _read(file: pathlib.Path) -> pa.Table:
             raise DataError(f"{file}: column '{name}' is {kind}; it must be numbers")
     if table["label"].null_count:
         row = first_true(np.asarray(table["label"].is_null()))
-        raise DataError(f"{file}, row {row}: 'label' is null; give 0 or 1")
+        raise DataError(f"{file}, row {row}: 'label' is null; give a number from 0 to 1")
     return table
 
 

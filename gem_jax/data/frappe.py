@@ -43,7 +43,7 @@ class FrappeConfig:
         """Reads all parts.
 
         Raises:
-          DataError: a file is missing, empty or of another format, a label is not 0 or 1, or training has one class.
+          DataError: a file is missing, empty or of another format, a label is not from 0 to 1, or all training labels are the same.
         """
         place = existing_path(self.path, "the Frappe_x1 folder or npz file")
         parts = {name: _read_csv(place / f"{name}.csv") if place.is_dir() else _read_npz(place, name) for name in PARTS}

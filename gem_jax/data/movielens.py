@@ -53,7 +53,7 @@ class MovieLensConfig:
         """Reads all files.
 
         Raises:
-          DataError: a file is missing or malformed, a rating names an unknown user or film, or training has one class.
+          DataError: a file is missing or malformed, a rating names an unknown user or film, or all training labels are the same.
         """
         folder = existing_path(self.path, "the MovieLens-1M folder")
         if folder.is_file():

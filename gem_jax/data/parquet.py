@@ -40,6 +40,7 @@ import tyro
 from gem_jax.data.batch import Examples
 from gem_jax.data.checks import check_labels, check_labels_differ, check_rows, existing_path
 from gem_jax.data.columns import join_examples, take_examples
+from gem_jax.data.example_ids import IdBounds, check_ids_differ, id_bounds
 from gem_jax.data.identity import digest, file_digest
 from gem_jax.data.loader import shuffle
 from gem_jax.data.parquet_columns import check_columns, column_names, decode, encode, label_column
@@ -79,7 +80,7 @@ class ParquetConfig:
         names = ("train", "test", *(("valid",) if _has(folder, "valid") else ()))
         parts = {part: ParquetSource(_files(folder, part), self.columns, part=part) for part in names}
         parts["train"].check_labels()
-        _check_ids_differ([bounds for source in parts.values() for bounds in source.id_bounds])
+        check_ids_differ([bounds for source in parts.values() for bounds in source.id_bounds])
         return Splits(**parts)
 
 
@@ -111,7 +112,7 @@ class ParquetSource:
             check_rows(file, opened.metadata.num_rows)
             check_columns(opened.schema_arrow, schema, file, for_training)
             has_ids.append("example_id" in opened.schema_arrow.names)
-            self.id_bounds += _id_bounds(opened.metadata, file)
+            self.id_bounds += id_bounds(opened.metadata, file)
             self._footers.append((file, opened.metadata.serialized_size + _FOOTER_END))
             first_row = 0
             for group in range(opened.metadata.num_row_groups):
@@ -123,7 +124,7 @@ class ParquetSource:
                 f"{files[has_ids.index(False)]} has no column 'example_id' and {files[has_ids.index(True)]} has one; "
                 "give it to all files or to none"
             )
-        _check_ids_differ(self.id_bounds)
+        check_ids_differ(self.id_bounds)
         self._sizes = np.array(sizes, np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._cache: collections.OrderedDict[int, Examples] = collections.OrderedDict()
@@ -288,64 +289,3 @@ def _open(file: pathlib.Path) -> pyarrow.parquet.ParquetFile:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class IdBounds:
-    """The smallest and the largest example id of a row group, as its footer says.
-
-    Attributes:
-      where: file and row group, for messages.
-      lowest: the smallest id.
-      highest: the largest id.
-      rows: rows of the row group.
-    """
-
-    where: str
-    lowest: int
-    highest: int
-    rows: int
-
-
-def _id_bounds(metadata: pyarrow.parquet.FileMetaData, file: pathlib.Path) -> list[IdBounds]:
-    """Bounds of every row group that has ids and whose footer has their statistics."""
-    bounds = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for place in range(group.num_columns):
-            column = group.column(place)
-            if (
-                column.path_in_schema == "example_id"
-                and column.statistics is not None
-                and column.statistics.has_min_max
-            ):
-                low, high = column.statistics.min, column.statistics.max
-                where = f"{file}, row group {number}"
-                bounds.append(IdBounds(where=where, lowest=low, highest=high, rows=group.num_rows))
-    return bounds
-
-
-def _check_ids_differ(bounds: list[IdBounds]) -> None:
-    """Raises DataError where two row groups surely share an example id, as far as their bounds can tell.
-
-    They do where one's bound, which is an id of it, is another's, or where overlapping groups have more rows than ids lie between
-    their bounds. So numbers that start anew in every file are refused, and a file that stands twice.
-    """
-    ends: dict[int, IdBounds] = {}
-    for group in bounds:
-        for value in {group.lowest, group.highest}:
-            if value in ends:
-                raise DataError(
-                    f"{group.where} and {ends[value].where} both have 'example_id' {value}; ids must be unique"
-                )
-            ends[value] = group
-    first, highest, rows = 0, -1, 0
-    for group in sorted(bounds, key=lambda group: group.lowest):
-        if group.lowest > highest:
-            first, rows = group.lowest, 0
-        highest, rows = max(highest, group.highest), rows + group.rows
-        if rows > highest - first + 1:
-            raise DataError(
-                f"{group.where} shares values of 'example_id' with others: {rows} rows have ids from {first} to {highest}; "
-                "ids must be unique"
-            )
