@@ -39,24 +39,24 @@ def first_true(bad: np.ndarray) -> int:
 
 
 def check_labels(values: np.ndarray, file: pathlib.Path, field: str, first_row: int = 0) -> None:
-    """Raises DataError where a label is neither 0 nor 1 nor unobserved (NaN); rows count from 0."""
-    bad = ~((values == 0) | (values == 1) | np.isnan(values))
+    """Raises DataError where a label (or true probability) is neither in [0, 1] nor unknown (NaN); rows count from 0."""
+    bad = (values < 0) | (values > 1)
     if bad.any():
         row = first_true(bad)
         raise DataError(
-            f"{file}, row {first_row + row}: '{field}' is {values[row]:g}; a label must be 0, 1 or null (unobserved)"
+            f"{file}, row {first_row + row}: '{field}' is {values[row]:g}; it must be from 0 to 1, or null (unobserved)"
         )
 
 
-def check_both_classes(labels: np.ndarray, tasks: list[str], file: pathlib.Path) -> None:
-    """Raises DataError where a task's labels in the training part [n, N] are all 0, all 1 or all unobserved."""
+def check_labels_differ(labels: np.ndarray, tasks: list[str], file: pathlib.Path) -> None:
+    """Raises DataError where a task's labels in the training part [n, N] are all the same or all unobserved."""
     for task, column in zip(tasks, labels.T, strict=True):
         observed = column[~np.isnan(column)]
         if not len(observed):
             raise DataError(f"{file}: no training row has a label '{task}'; remove the task or give labels")
         if observed.min() == observed.max():
             raise DataError(
-                f"{file}: every '{task}' label of the training part is {observed[0]:g}; training needs both 0 and 1"
+                f"{file}: every '{task}' label of the training part is {observed[0]:g}; training needs labels that differ"
             )
 
 

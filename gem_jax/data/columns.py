@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gem_jax.data.batch import Examples, Histories
+from gem_jax.data.identity import digest
 from gem_jax.data.schema import Schema
 
 
@@ -32,7 +33,10 @@ def _transform(
         domain=each(lambda p: p.domain),
         weight=each(lambda p: p.weight),
         user=each(lambda p: p.user),
+        example_id=each(lambda p: p.example_id),
+        time_s=each(lambda p: p.time_s),
         true_probability=each(lambda p: p.true_probability),
+        training={name: column([p.training[name] for p in parts]) for name in first.training},
     )
 
 
@@ -101,7 +105,10 @@ def empty_examples(schema: Schema) -> Examples:
         domain=none,
         weight=np.zeros(0, np.float32),
         user=np.zeros(0, np.int64),
+        example_id=np.zeros(0, np.int64),
+        time_s=np.zeros(0, np.int64),
         true_probability=np.zeros((0, len(schema.tasks)), np.float32),
+        training={t.name: np.zeros((0, t.dim), np.float32) for t in schema.training},
     )
 
 
@@ -118,3 +125,7 @@ class MemorySource:
     def read(self, indices: np.ndarray) -> Examples:
         """Examples at `indices`, in that order."""
         return take_examples(self.examples, indices)
+
+    def identity(self) -> str:
+        """Digest of all columns."""
+        return digest(self.examples)

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from gem_jax.data.batch import Examples
-from gem_jax.data.checks import check_both_classes, check_labels, check_rows, existing_path, first_true
+from gem_jax.data.checks import check_labels, check_labels_differ, check_rows, existing_path, first_true
 from gem_jax.data.columns import MemorySource, take_examples
 from gem_jax.data.schema import Categorical, Dense, Schema, Table, Task
 from gem_jax.data.source import DataError, Splits
@@ -32,6 +32,8 @@ class CriteoConfig:
     bucket too). Each category keeps an id where the training part has it `min_count` times, else shares the field's
     id 0, and gives the standardised logarithm of how often the training part has it: rare values mean little one by
     one, but that they are rare means much. "Missing" is a category like any other.
+
+    An example's id is its row in the file; the data has no users and no times.
     """
 
     path: str
@@ -47,12 +49,16 @@ class CriteoConfig:
     num_buckets: int = 5
     """Quantile buckets of each count."""
 
+    def schema(self) -> Schema:
+        """The data's schema; reads and prepares the file, because the tables' sizes follow from its counts."""
+        return self.build().schema
+
     def build(self) -> Splits:
         """Reads and prepares the file.
 
         Raises:
-          DataError: the file is missing, empty or of another format, a label is not 0 or 1, or the training part has
-            one class.
+          DataError: the file is missing, empty or of another format, a label is not from 0 to 1, or the training part has
+            the same label everywhere.
         """
         file = existing_path(self.path, "a Criteo text or Parquet file")
         table = _read(file)
@@ -62,7 +68,7 @@ class CriteoConfig:
         order = np.random.default_rng(self.split_seed).permutation(len(labels))
         num_test, num_valid = (int(len(labels) * f) for f in (self.test_fraction, self.valid_fraction))
         test, valid, train = np.split(order, [num_test, num_test + num_valid])
-        check_both_classes(labels[train, None], ["click"], file)
+        check_labels_differ(labels[train, None], ["click"], file)
         in_train = np.zeros(len(labels), bool)
         in_train[train] = True
 
@@ -113,7 +119,9 @@ def _examples(ids: dict[str, np.ndarray], dense: dict[str, np.ndarray], labels: 
         labels=labels[:, None],
         domain=np.zeros(count, np.int32),
         weight=np.ones(count, np.float32),
-        user=np.zeros(count, np.int64),
+        user=np.full(count, -1, np.int64),
+        example_id=np.arange(count),
+        time_s=np.full(count, -1, np.int64),
         true_probability=np.full((count, 1), np.nan, np.float32),
     )
 
@@ -150,7 +158,7 @@ def _read(file: pathlib.Path) -> pa.Table:
     """Columns label, i1 .. i13 as float64 (null = missing), c1 .. c26 as anything that compares."""
     try:
         table = pyarrow.parquet.read_table(file) if file.suffix == ".parquet" else _read_text(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as Criteo data: {str(error).splitlines()[0]}") from error
     for name in ("label", *COUNTS, *CATEGORIES):
         if name not in table.column_names:
@@ -162,7 +170,7 @@ def _read(file: pathlib.Path) -> pa.Table:
             raise DataError(f"{file}: column '{name}' is {kind}; it must be numbers")
     if table["label"].null_count:
         row = first_true(np.asarray(table["label"].is_null()))
-        raise DataError(f"{file}, row {row}: 'label' is null; give 0 or 1")
+        raise DataError(f"{file}, row {row}: 'label' is null; give a number from 0 to 1")
     return table
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from gem_jax.data.batch import Examples, Histories
 from gem_jax.data.columns import ragged_ranges
+from gem_jax.data.identity import digest
 from gem_jax.data.schema import Schema
 
 SEQUENCE = "past"
@@ -16,13 +17,20 @@ SEQUENCE = "past"
 class EventLog:
     """E events sorted by user, then time, with the features of users and items.
 
-    user, item: int32 [E], row of the user's and the item's features; time: int64 [E], seconds or position;
-    event_ids: attribute -> int32 [E]; user_ids, item_ids: feature -> int32 [users or items, max_ids].
+    Attributes:
+      user: int32 [E], row of the user's features.
+      item: int32 [E], row of the item's features.
+      time: int64 [E], seconds, or place in the user's order.
+      in_seconds: whether `time` is Unix seconds.
+      event_ids: attribute -> int32 [E].
+      user_ids: feature -> int32 [users, max_ids].
+      item_ids: feature -> int32 [items, max_ids].
     """
 
     user: np.ndarray
     item: np.ndarray
     time: np.ndarray
+    in_seconds: bool
     event_ids: dict[str, np.ndarray]
     user_ids: dict[str, np.ndarray]
     item_ids: dict[str, np.ndarray]
@@ -45,10 +53,20 @@ class LogSource:
       rows: int64 [n], log row at which each example stands.
       items: int32 [n], the item whose label the example asks for.
       labels: float32 [n].
+      example_ids: int64 [n].
     """
 
-    def __init__(self, schema: Schema, log: EventLog, rows: np.ndarray, items: np.ndarray, labels: np.ndarray):
+    def __init__(
+        self,
+        schema: Schema,
+        log: EventLog,
+        rows: np.ndarray,
+        items: np.ndarray,
+        labels: np.ndarray,
+        example_ids: np.ndarray,
+    ):
         self.schema = schema
+        self._example_ids = example_ids
         self.labels = labels
         self._log = log
         self._rows = rows
@@ -57,6 +75,10 @@ class LogSource:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def identity(self) -> str:
+        """Digest of the log and of which examples are made of it."""
+        return digest(self._log, self._rows, self._items, self.labels, self._example_ids)
 
     def read(self, indices: np.ndarray) -> Examples:
         """Examples at `indices`, in that order."""
@@ -82,5 +104,7 @@ class LogSource:
             domain=np.zeros(count, np.int32),
             weight=np.ones(count, np.float32),
             user=users.astype(np.int64),
+            example_id=self._example_ids[indices],
+            time_s=self._log.time[rows] if self._log.in_seconds else np.full(count, -1, np.int64),
             true_probability=np.full((count, 1), np.nan, np.float32),
         )

@@ -8,35 +8,42 @@ fields (each field its own range); they are counted from 0 within their field he
 import dataclasses
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
 from gem_jax.data.batch import Examples
-from gem_jax.data.checks import check_both_classes, check_labels, check_rows, existing_path
+from gem_jax.data.checks import check_labels, check_labels_differ, check_rows, existing_path
 from gem_jax.data.columns import MemorySource
 from gem_jax.data.schema import Categorical, Role, Schema, Table, Task
-from gem_jax.data.source import DataError, Splits
+from gem_jax.data.source import PARTS, DataError, Splits, numbered
 
 FIELDS = ("user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city")
 ROLES: dict[str, Role] = {"user": "user", "item": "ad", "cost": "ad"}
 """All other fields are context."""
-PARTS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrappeConfig:
-    """The parts as given (7:2:1), one table per field, label `usage`."""
+    """The parts as given (7:2:1), one table per field, label `usage`.
+
+    An example's id is its row in its part, the part folded in (`source.numbered`); times are unknown.
+    """
 
     path: str
     """Folder of the BARS csv files, or an npz file of the same arrays."""
+
+    def schema(self) -> Schema:
+        """The data's schema; reads all parts, because they say how many ids each field has."""
+        return self.build().schema
 
     def build(self) -> Splits:
         """Reads all parts.
 
         Raises:
-          DataError: a file is missing, empty or of another format, a label is not 0 or 1, or training has one class.
+          DataError: a file is missing, empty or of another format, a label is not from 0 to 1, or all training labels are the same.
         """
         place = existing_path(self.path, "the Frappe_x1 folder or npz file")
         parts = {name: _read_csv(place / f"{name}.csv") if place.is_dir() else _read_npz(place, name) for name in PARTS}
@@ -45,7 +52,7 @@ class FrappeConfig:
             check_rows(file, len(values))
             check_labels(labels, file, "label" if place.is_dir() else f"{name}_y")
             if name == "train":
-                check_both_classes(labels[:, None], ["usage"], file)
+                check_labels_differ(labels[:, None], ["usage"], file)
         lowest = np.min([values.min(axis=0) for values, _ in parts.values()], axis=0)
         highest = np.max([values.max(axis=0) for values, _ in parts.values()], axis=0)
         schema = Schema(
@@ -56,13 +63,13 @@ class FrappeConfig:
         )
         return Splits(
             **{
-                name: MemorySource(schema=schema, examples=_examples(values - lowest, labels))
+                name: MemorySource(schema=schema, examples=_examples(name, values - lowest, labels))
                 for name, (values, labels) in parts.items()
             }
         )
 
 
-def _examples(values: np.ndarray, labels: np.ndarray) -> Examples:
+def _examples(part: str, values: np.ndarray, labels: np.ndarray) -> Examples:
     count = len(labels)
     return Examples(
         ids={name: values[:, [k]].astype(np.int32) for k, name in enumerate(FIELDS)},
@@ -73,6 +80,8 @@ def _examples(values: np.ndarray, labels: np.ndarray) -> Examples:
         domain=np.zeros(count, np.int32),
         weight=np.ones(count, np.float32),
         user=values[:, FIELDS.index("user")],
+        example_id=numbered(part, np.arange(count)),
+        time_s=np.full(count, -1, np.int64),
         true_probability=np.full((count, 1), np.nan, np.float32),
     )
 
@@ -86,7 +95,7 @@ def _read_npz(file: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(
             f"{file} has no array {error.args[0].split()[0]}; Frappe's npz has {part}_x and {part}_y"
         ) from error
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is not an npz file: set data.path to the Frappe_x1 folder or npz file") from error
     if values.dtype.kind not in "iu" or values.ndim != 2 or values.shape[1] != len(FIELDS):
         raise DataError(
@@ -103,7 +112,7 @@ def _read_csv(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     types = dict.fromkeys(("label", *FIELDS), pa.float64())
     try:
         table = pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as Frappe csv: {str(error).splitlines()[0]}") from error
     for name in types:
         if name not in table.column_names:

@@ -20,7 +20,8 @@ from grain import experimental
 from gem_jax.data.batch import Batch, Examples, HostColumns
 from gem_jax.data.columns import empty_examples, join_examples, slice_examples
 from gem_jax.data.packing import BatchConfig, pack
-from gem_jax.data.source import Source
+from gem_jax.data.source import DataError, Source
+from gem_jax.errors import UserError
 
 _SHUFFLE_ROUNDS = 4
 
@@ -63,7 +64,7 @@ class Loader:
       prefetch: batches packed ahead of the consumer, in one background thread; 0 packs in the consumer's thread.
 
     Raises:
-      ValueError: the batch cannot hold one full history, or there are more hosts than examples, or too many examples to
+      UserError: the batch cannot hold one full history, or there are more hosts than examples, or too many examples to
         shuffle (2^32).
     """
 
@@ -81,13 +82,17 @@ class Loader:
         prefetch: int = 2,
     ):
         if len(source) < shard_count:
-            raise ValueError(f"the data has {len(source)} examples for {shard_count} hosts; each needs at least one")
+            raise DataError(
+                f"the data has {len(source)} examples for {shard_count} hosts; give each at least one, or take fewer hosts"
+            )
         if seed is not None and len(source) > 2**32:
-            raise ValueError(f"the data has {len(source)} examples; the shuffle addresses at most 2^32")
+            raise DataError(
+                f"the data has {len(source)} examples and the shuffle addresses 2^32; set train.shuffle=False"
+            )
         self._packing = _Packing(
             source=source, num_slots=batch.examples, tokens=batch.budgets(source.schema), num_devices=num_devices
         )
-        self._identity = {"examples": len(source), "seed": seed, "shard_index": shard_index, "shard_count": shard_count}
+        self._order = {"seed": seed, "shard_index": shard_index, "shard_count": shard_count}
         self._start = self._position = 0
 
         indices = _IndexChunks(source, self._packing.chunk, seed, num_epochs, shard_index, shard_count)
@@ -112,19 +117,24 @@ class Loader:
         finally:
             iterator.close()
 
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands after the batch delivered last; small and JSON-able."""
-        return {**self._identity, "position": self._position}
+    def position_state(self, position: int) -> dict[str, Any]:
+        """The stream's state after the batch whose `HostColumns.position` is `position` (0: at the start); small and JSON-able.
+
+        It depends on no iteration, so the consumer may have pulled batches ahead of the one it trained on last.
+        """
+        return {**self._order, "position": position}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Makes the next iteration continue after the batch at which `state` was taken.
 
+        Whether the data are the same is not asked here: `Source.identity` says so.
+
         Raises:
-          ValueError: the state is of another stream (other data, seed or number of hosts).
+          UserError: the state is of another order (other seed or number of hosts), where its position means other examples.
         """
-        for name, value in self._identity.items():
+        for name, value in self._order.items():
             if state[name] != value:
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint's data position has {name}={state[name]}, this run has {name}={value}; "
                     "resume with the same data, seed and hosts, or start a new run"
                 )

@@ -12,12 +12,13 @@ import gzip
 import logging
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from gem_jax.data.checks import check_both_classes, check_rows, existing_path, first_true
+from gem_jax.data.checks import check_labels_differ, check_rows, existing_path, first_true
 from gem_jax.data.event_log import SEQUENCE, EventLog, LogSource
 from gem_jax.data.schema import Categorical, Role, Schema, Sequence, Table, Task
 from gem_jax.data.source import DataError, Splits
@@ -35,6 +36,8 @@ class MovieLensConfig:
     events of the other parts: they are the user's past. `age_s` is in seconds where the ratings have timestamps; the
     npz has the order only, and there it counts ratings (1 = the one before). Ratings whose place in the order is
     unknown (pos -1) are left out, and a log line says how many.
+
+    An example's id is its rating's place among all ratings sorted by user and time; its time is the timestamp, unknown in the npz.
     """
 
     path: str
@@ -42,11 +45,15 @@ class MovieLensConfig:
     max_len: int = 100
     """Newest events of a history that the model sees."""
 
+    def schema(self) -> Schema:
+        """The data's schema; reads all files, because they say how many users and films there are."""
+        return self.build().schema
+
     def build(self) -> Splits:
         """Reads all files.
 
         Raises:
-          DataError: a file is missing or malformed, a rating names an unknown user or film, or training has one class.
+          DataError: a file is missing or malformed, a rating names an unknown user or film, or all training labels are the same.
         """
         folder = existing_path(self.path, "the MovieLens-1M folder")
         if folder.is_file():
@@ -63,6 +70,7 @@ class MovieLensConfig:
             user=user,
             item=item,
             time=times[order],
+            in_seconds=file.suffix != ".npz",
             event_ids={"movie": item, "rating": ratings - 1, "genre": item_ids["genres"][item, 0]},
             user_ids=user_ids,
             item_ids=item_ids,
@@ -75,10 +83,10 @@ class MovieLensConfig:
             "test": from_end <= tenth,
         }
         labels = (ratings >= 4).astype(np.float32)
-        check_both_classes(labels[parts["train"], None], ["like"], file)
+        check_labels_differ(labels[parts["train"], None], ["like"], file)
         schema = _ratings_schema(log, self.max_len)
         rows = {name: np.flatnonzero(part) for name, part in parts.items()}
-        return Splits(**{name: LogSource(schema, log, r, item[r], labels[r]) for name, r in rows.items()})
+        return Splits(**{name: LogSource(schema, log, r, item[r], labels[r], r) for name, r in rows.items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,9 @@ class SasRecConfig:
     Example 2k is an event (label 1), example 2k + 1 an item that the user never has, drawn uniformly (label 0), at the
     same place in the same history. The last event of each user is for test, the one before for validation (leave one
     out). `age_s` counts events (1 = the one before).
+
+    With event e the e-th of all events sorted by user, its example has id 2e, and that of the item never had id 2e + 1. Times are
+    unknown.
     """
 
     path: str
@@ -96,6 +107,10 @@ class SasRecConfig:
     """Newest events of a history that the model sees."""
     negative_seed: int = 0
     """Seed of the sampled negatives."""
+
+    def schema(self) -> Schema:
+        """The data's schema; reads the file, because it says how many items there are."""
+        return self.build().schema
 
     def build(self) -> Splits:
         """Reads the file.
@@ -116,6 +131,7 @@ class SasRecConfig:
             user=user,
             item=item,
             time=np.arange(len(user)) - first,
+            in_seconds=False,
             event_ids={"item": item},
             user_ids={},
             item_ids={"item": np.arange(num_items, dtype=np.int32)[:, None]},
@@ -146,7 +162,8 @@ class SasRecConfig:
             rows = np.flatnonzero(part)
             pairs = np.stack([item[rows], negatives[rows]], axis=1).reshape(-1)
             labels = np.tile(np.array([1, 0], np.float32), len(rows))
-            return LogSource(schema, log, np.repeat(rows, 2), pairs, labels)
+            example_ids = np.stack([2 * rows, 2 * rows + 1], axis=1).reshape(-1)
+            return LogSource(schema, log, np.repeat(rows, 2), pairs, labels, example_ids)
 
         return Splits(**{name: source(part) for name, part in parts.items()})
 
@@ -223,7 +240,7 @@ def _read_ratings_npz(file: pathlib.Path) -> np.ndarray:
             columns = [arrays[name] for name in ("user", "movie", "rating", "pos")]
     except KeyError as error:
         raise DataError(f"{file} needs the arrays user, movie, rating and pos") from error
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is not an npz file: give the MovieLens-1M folder") from error
     if len({c.shape for c in columns}) > 1 or any(c.dtype.kind not in "iu" or c.ndim != 1 for c in columns):
         raise DataError(f"{file}: user, movie, rating and pos must be whole numbers of one length")
@@ -242,7 +259,7 @@ def _split_columns(file: pathlib.Path, separator: str, names: tuple[str, ...], w
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
             convert_options=pyarrow.csv.ConvertOptions(column_types=types, null_values=[""]),
         )
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{file} is not text of {separator!r}-separated numbers: {str(error).splitlines()[0]}"
         ) from error
@@ -264,8 +281,10 @@ def _side_file(folder: pathlib.Path, what: str, num_fields: int) -> tuple[pathli
             gzip.open(file, "rt", encoding="latin-1") if file.suffix == ".gz" else file.open(encoding="latin-1") as text
         ):
             lines = [line.rstrip("\n").split("::") for line in text]
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{file} is not a whole gzip file: download it again") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     check_rows(file, len(lines))
     for number, fields in enumerate(lines, 1):
         if len(fields) != num_fields or not fields[0].isdigit():

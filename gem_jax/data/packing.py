@@ -15,6 +15,7 @@ import numpy as np
 from gem_jax.data.batch import START_ALIGNMENT, Batch, Events, Examples, Histories, HostColumns
 from gem_jax.data.columns import ragged_ranges
 from gem_jax.data.schema import Schema
+from gem_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,24 +27,29 @@ class BatchConfig:
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
     """Packed rows of one device per event source (T); a source not named gets room for B full histories."""
 
+    def __post_init__(self):
+        if self.examples < 1:
+            raise UserError(f"batch.examples is {self.examples}; it needs at least 1")
+        for name, rows in self.tokens.items():
+            if rows < START_ALIGNMENT:
+                raise UserError(f"batch.tokens['{name}'] is {rows}; a history takes {START_ALIGNMENT} rows or more")
+
     def budgets(self, schema: Schema) -> dict[str, int]:
         """Rows T of every source of `schema`.
 
         Raises:
-          ValueError: no slots, a budget for an unknown source, or one smaller than a single full history.
+          UserError: a budget is for an unknown source, or smaller than a single full history.
         """
-        if self.examples < 1:
-            raise ValueError(f"batch.examples is {self.examples}; it needs at least 1")
         known = {s.name for s in schema.sequences}
         for name in self.tokens:
             if name not in known:
-                raise ValueError(f"batch.tokens names source '{name}'; the data has {sorted(known) or 'no sequences'}")
+                raise UserError(f"batch.tokens names source '{name}'; the data has {sorted(known) or 'no sequences'}")
         budgets = {}
         for sequence in schema.sequences:
             full = int(_aligned(sequence.max_len))
             rows = self.tokens.get(sequence.name, self.examples * full)
             if rows < full:
-                raise ValueError(
+                raise UserError(
                     f"batch.tokens['{sequence.name}'] is {rows}, less than the {full} rows of one full history "
                     f"(max_len {sequence.max_len}); raise it to {full} or more, or lower max_len"
                 )
@@ -79,7 +85,7 @@ def pack(
     taken = len(device)
     slot = _slots(device, num_slots, num_devices)
 
-    def column(values: np.ndarray, fill: float) -> np.ndarray:
+    def column(values: np.ndarray, fill: int | float) -> np.ndarray:
         out = np.full((num_devices * num_slots, *values.shape[1:]), fill, values.dtype)
         out[slot] = values[:taken]
         return out
@@ -99,12 +105,15 @@ def pack(
         labels=labels,
         domain=domain,
         weight=weight,
+        training={t.name: column(examples.training[t.name], 0) for t in schema.training},
     )
     columns = HostColumns(
         labels=labels,
         domain=domain,
         weight=weight,
         user=column(examples.user, -1),
+        example_id=column(examples.example_id, -1),
+        time_s=column(examples.time_s, -1),
         true_probability=column(examples.true_probability, np.nan),
         num_examples=taken,
         truncated=truncated,

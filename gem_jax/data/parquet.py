@@ -10,13 +10,18 @@ Columns of a file, by the names in the schema:
 | `<vector>` | list of numbers, also of fixed size | exactly dim finite numbers |
 | `<sequence>.<attribute>` | list of integers | one id an event, oldest first; -1 = absent |
 | `<sequence>.age_s` | list of integers | seconds from the event to the example, 0 or more |
-| `label.<task>` | number or bool | 0, 1, or null = unobserved |
+| `label.<task>` | number or bool | 0 to 1, or null = unobserved; optional when only scoring |
 | `domain` | string or integer | name in `schema.domains` or place among them; optional where there is only one |
-| `user` | integer | for grouped metrics; optional |
+| `user` | integer | the user's id, for grouped metrics; null or -1 = unknown; optional |
+| `example_id` | integer | 0 or more, unique in all files of all parts; optional |
+| `time_s` | integer | seconds, 0 or more, null = unknown; optional |
 | `weight` | number | 0 or more; optional, 1 if absent |
 | `true_probability.<task>` | number | where the truth is known (synthetic data); optional |
+| `training.<name>` | number, or list of dim numbers | NaN or null = unknown; optional when only scoring |
 
-Other columns are ignored. Row groups of 1,000 to 100,000 rows suit the cache.
+Other columns are ignored. A categorical feature `user` of the schema is the user's id: the one column is both. Where there is no
+`example_id`, an example's id is its row in its part, the part folded in (`source.numbered`). Row groups of 1,000 to 100,000 rows
+suit the cache.
 """
 
 import collections
@@ -33,12 +38,17 @@ import pyarrow.parquet
 import tyro
 
 from gem_jax.data.batch import Examples
-from gem_jax.data.checks import check_both_classes, check_labels, check_rows, existing_path
+from gem_jax.data.checks import check_labels, check_labels_differ, check_rows, existing_path
 from gem_jax.data.columns import join_examples, take_examples
+from gem_jax.data.example_ids import IdBounds, check_ids_differ, id_bounds
+from gem_jax.data.identity import digest, file_digest
 from gem_jax.data.loader import shuffle
 from gem_jax.data.parquet_columns import check_columns, column_names, decode, encode, label_column
 from gem_jax.data.schema import Schema
-from gem_jax.data.source import DataError, Source, Splits
+from gem_jax.data.source import DataError, Source, Splits, numbered
+
+_FOOTER_END = 8
+"""Bytes after a Parquet footer: its length and the format's name."""
 
 SHUFFLE_GROUPS = 4
 """Row groups whose rows are shuffled together."""
@@ -52,21 +62,26 @@ class ParquetConfig:
 
     path: str
     """Folder with train/ and test/, and perhaps valid/, of .parquet files; or with train.parquet and so on."""
-    schema: Annotated[Schema, tyro.conf.Fixed, tyro.conf.Suppress]
+    columns: Annotated[Schema, tyro.conf.Fixed, tyro.conf.Suppress]
     """What the columns mean."""
+
+    def schema(self) -> Schema:
+        """The schema given."""
+        return self.columns
 
     def build(self) -> Splits:
         """Opens the files and checks columns and types; values are checked as they are read.
 
         Raises:
-          DataError: a file is missing, empty or not Parquet, a column is missing or of the wrong type, or a task's
-            training labels are all the same.
+          DataError: a file is missing, empty or not Parquet, a column is missing or of the wrong type, a task's training labels
+            are all the same, or two row groups surely share an example id.
         """
         folder = existing_path(self.path, "a folder with train/ and test/ of .parquet files")
-        train, test = (ParquetSource(_files(folder, part), self.schema) for part in ("train", "test"))
-        train.check_labels()
-        valid = ParquetSource(_files(folder, "valid"), self.schema) if _has(folder, "valid") else None
-        return Splits(train=train, test=test, valid=valid)
+        names = ("train", "test", *(("valid",) if _has(folder, "valid") else ()))
+        parts = {part: ParquetSource(_files(folder, part), self.columns, part=part) for part in names}
+        parts["train"].check_labels()
+        check_ids_differ([bounds for source in parts.values() for bounds in source.id_bounds])
+        return Splits(**parts)
 
 
 class ParquetSource:
@@ -75,24 +90,41 @@ class ParquetSource:
     Args:
       files: read one after the other.
       schema: names the columns.
+      part: of the data set, for the ids of examples that have none.
+      for_training: False opens files to score: labels and training columns that are absent are NaN.
 
     Raises:
-      DataError: a file cannot be read, has no rows, or lacks a column.
+      DataError: a file cannot be read, has no rows, or lacks a column, or two row groups surely share an example id.
     """
 
-    def __init__(self, files: tuple[pathlib.Path, ...], schema: Schema):
+    def __init__(
+        self, files: tuple[pathlib.Path, ...], schema: Schema, *, part: str = "train", for_training: bool = True
+    ):
         self.schema = schema
+        self.id_bounds: list[IdBounds] = []
+        self._part = part
+        self._footers: list[tuple[pathlib.Path, int]] = []  # file, bytes of its footer
         self._groups: list[tuple[pathlib.Path, int, int]] = []  # file, row group, first row in the file
         sizes = []
+        has_ids = []
         for file in files:
             opened = _open(file)
             check_rows(file, opened.metadata.num_rows)
-            check_columns(opened.schema_arrow, schema, file)
+            check_columns(opened.schema_arrow, schema, file, for_training)
+            has_ids.append("example_id" in opened.schema_arrow.names)
+            self.id_bounds += id_bounds(opened.metadata, file)
+            self._footers.append((file, opened.metadata.serialized_size + _FOOTER_END))
             first_row = 0
             for group in range(opened.metadata.num_row_groups):
                 self._groups.append((file, group, first_row))
                 sizes.append(opened.metadata.row_group(group).num_rows)
                 first_row += sizes[-1]
+        if len(set(has_ids)) > 1:
+            raise DataError(
+                f"{files[has_ids.index(False)]} has no column 'example_id' and {files[has_ids.index(True)]} has one; "
+                "give it to all files or to none"
+            )
+        check_ids_differ(self.id_bounds)
         self._sizes = np.array(sizes, np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._cache: collections.OrderedDict[int, Examples] = collections.OrderedDict()
@@ -101,6 +133,17 @@ class ParquetSource:
 
     def __len__(self) -> int:
         return int(self._sizes.sum())
+
+    def identity(self) -> str:
+        """Digest of every file's footer and of blocks of its content (`identity.file_digest`), in the order of the files.
+
+        Raises:
+          DataError: a file cannot be read.
+        """
+        try:
+            return digest([file_digest(file, footer_bytes) for file, footer_bytes in self._footers])
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror or error}") from error
 
     def read(self, indices: np.ndarray) -> Examples:
         """Examples at `indices`, in that order.
@@ -142,20 +185,21 @@ class ParquetSource:
         """Reads label columns until both classes of every task have been seen.
 
         Raises:
-          DataError: a label is not 0, 1 or null, or a task has one class only.
+          DataError: a label is not from 0 to 1 or null, or a task's labels are all the same.
         """
-        seen = np.zeros((0, len(self.schema.tasks)), np.float32)
+        seen = np.full((2, len(self.schema.tasks)), np.nan, np.float32)  # the smallest and the largest of each task
         names = [label_column(task) for task in self.schema.tasks]
-        for file, group, first_row in self._groups:
-            table = _open(file).read_row_group(group, columns=names)
+        for group, (file, _, first_row) in enumerate(self._groups):
+            table = self._table(group, names)
             columns = []
             for name in names:
                 columns.append(table[name].cast(pa.float32()).to_numpy())
                 check_labels(columns[-1], file, name, first_row)
-            seen = np.unique(np.concatenate([seen, np.stack(columns, axis=1)]), axis=0)
-            if (np.nanmin(seen, axis=0, initial=1) < np.nanmax(seen, axis=0, initial=0)).all():
+            labels = np.stack(columns, axis=1)
+            seen = np.stack([np.fmin(seen[0], np.fmin.reduce(labels)), np.fmax(seen[1], np.fmax.reduce(labels))])
+            if (seen[0] < seen[1]).all():
                 return
-        check_both_classes(seen, [task.name for task in self.schema.tasks], self._groups[0][0].parent)
+        check_labels_differ(seen, [task.name for task in self.schema.tasks], self._groups[0][0].parent)
 
     def _make_epoch_order(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Row groups in the epoch's order, and the position at which each window of them ends."""
@@ -168,14 +212,28 @@ class ParquetSource:
             if group in self._cache:
                 self._cache.move_to_end(group)
                 return self._cache[group]
-            file, number, first_row = self._groups[group]
-            opened = _open(file)
-            present = set(opened.schema_arrow.names)
-            table = opened.read_row_group(number, columns=[n for n in column_names(self.schema) if n in present])
-            self._cache[group] = decode(table, self.schema, file, first_row)
+            file, _, first_row = self._groups[group]
+            row_ids = numbered(self._part, self._starts[group] + np.arange(self._sizes[group]))
+            table = self._table(group, column_names(self.schema))
+            self._cache[group] = decode(table, self.schema, file, first_row, row_ids)
             if len(self._cache) > CACHED_GROUPS:
                 self._cache.popitem(last=False)
             return self._cache[group]
+
+    def _table(self, group: int, columns: list[str]) -> pa.Table:
+        """Those of the columns that the file has, of one row group."""
+        file, number, _ = self._groups[group]
+        opened = _open(file)
+        now = opened.metadata
+        if number >= now.num_row_groups or now.row_group(number).num_rows != self._sizes[group]:
+            raise DataError(f"{file} changed while it was being read; leave a run's files as they are until it ends")
+        present = set(opened.schema_arrow.names)
+        try:
+            return opened.read_row_group(number, columns=[name for name in columns if name in present])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{file}, row group {number} cannot be read: {_first_line(error)}; write the file again"
+            ) from error
 
 
 def write_parquet(
@@ -188,8 +246,13 @@ def write_parquet(
       source: what to write.
       indices: int64 [n], the examples; all of them if not given.
       rows_per_group: rows of a row group, also what is held in memory at once.
+
+    Raises:
+      DataError: there are no examples, or the schema's feature `user` differs from the users' ids.
     """
     indices = np.arange(len(source)) if indices is None else indices
+    if not len(indices):
+        raise DataError(f"there are no examples to write to {path}; give at least one")
     unfinished = path.with_name(path.name + ".unfinished")
     starts = range(0, len(indices), rows_per_group)
     tables = (encode(source.read(indices[s : s + rows_per_group]), source.schema) for s in starts)
@@ -218,5 +281,11 @@ def _files(folder: pathlib.Path, part: str) -> tuple[pathlib.Path, ...]:
 def _open(file: pathlib.Path) -> pyarrow.parquet.ParquetFile:
     try:
         return pyarrow.parquet.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]}") from error
+    except pa.ArrowException as error:
+        raise DataError(f"{file} is not a Parquet file: {_first_line(error)}") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read as a Parquet file: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from gem_jax.data.batch import Examples, Histories
 from gem_jax.data.checks import check_finite, check_ids, check_labels, first_true, row_of_event
 from gem_jax.data.columns import ragged_ranges
-from gem_jax.data.schema import Categorical, Schema, Sequence, Task
+from gem_jax.data.schema import Categorical, Schema, Sequence, Task, TrainingColumn
 from gem_jax.data.source import DataError
 
 MAX_AGE_S = 2**31 - 1
@@ -32,7 +32,15 @@ def _truth_column(task: Task) -> str:
     return f"true_probability.{task.name}"
 
 
-def _required(schema: Schema) -> Iterator[tuple[str, str]]:
+def _training_column(column: TrainingColumn) -> str:
+    return f"training.{column.name}"
+
+
+def _user_is_a_feature(schema: Schema) -> bool:
+    return any(feature.name == "user" for feature in schema.categoricals)
+
+
+def _needed(schema: Schema) -> Iterator[tuple[str, str]]:
     """Every column that must be there, and its kind: integer, number, label, integers or numbers (lists)."""
     for feature in schema.categoricals:
         yield feature.name, "integer" if feature.max_ids == 1 else "integers"
@@ -41,16 +49,25 @@ def _required(schema: Schema) -> Iterator[tuple[str, str]]:
     for sequence in schema.sequences:
         for name in (*(a.name for a in sequence.attributes), "age_s"):
             yield f"{sequence.name}.{name}", "integers"
-    for task in schema.tasks:
-        yield label_column(task), "label"
     if len(schema.domains) > 1:
         yield "domain", "domain"
+
+
+def _taught(schema: Schema) -> Iterator[tuple[str, str]]:
+    """Every column that must be there to train, and its kind."""
+    for task in schema.tasks:
+        yield label_column(task), "label"
+    for column in schema.training:
+        yield _training_column(column), "number" if column.dim == 1 else "numbers"
 
 
 def _optional(schema: Schema) -> Iterator[tuple[str, str]]:
     if len(schema.domains) == 1:
         yield "domain", "domain"
-    yield "user", "integer"
+    if not _user_is_a_feature(schema):
+        yield "user", "integer"
+    yield "example_id", "integer"
+    yield "time_s", "integer"
     yield "weight", "number"
     for task in schema.tasks:
         yield _truth_column(task), "number"
@@ -58,15 +75,17 @@ def _optional(schema: Schema) -> Iterator[tuple[str, str]]:
 
 def column_names(schema: Schema) -> list[str]:
     """Every column that a file of this schema may have."""
-    return [name for name, _ in (*_required(schema), *_optional(schema))]
+    return [name for name, _ in (*_needed(schema), *_taught(schema), *_optional(schema))]
 
 
-def check_columns(found: pa.Schema, schema: Schema, file: pathlib.Path) -> None:
-    """Raises DataError where a column is missing or of the wrong type."""
-    for name, _ in _required(schema):
+def check_columns(found: pa.Schema, schema: Schema, file: pathlib.Path, for_training: bool) -> None:
+    """Raises DataError where a column is missing, stands twice or is of the wrong type; scoring needs no labels."""
+    for name, _ in (*_needed(schema), *(_taught(schema) if for_training else ())):
         if name not in found.names:
             raise DataError(f"{file} has no column '{name}'; add it, or take it out of the schema")
-    for name, kind in (*_required(schema), *_optional(schema)):
+    for name, kind in (*_needed(schema), *_taught(schema), *_optional(schema)):
+        if found.names.count(name) > 1:
+            raise DataError(f"{file} has {found.names.count(name)} columns '{name}'; keep one")
         if name in found.names and not _is_kind(found.field(name).type, kind):
             wanted = {"integers": "a list of integers", "numbers": "a list of numbers", "domain": "a string or integer"}
             wanted |= {"integer": "an integer", "number": "a number", "label": "a number or bool"}
@@ -86,7 +105,7 @@ def _is_kind(dtype: pa.DataType, kind: str) -> bool:
     return (types.is_floating(dtype) and kind != "integer") or (types.is_boolean(dtype) and kind == "label")
 
 
-def decode(table: pa.Table, schema: Schema, file: pathlib.Path, first_row: int) -> Examples:
+def decode(table: pa.Table, schema: Schema, file: pathlib.Path, first_row: int, row_ids: np.ndarray) -> Examples:
     """Examples of a table.
 
     Args:
@@ -94,20 +113,23 @@ def decode(table: pa.Table, schema: Schema, file: pathlib.Path, first_row: int) 
       schema: names the columns.
       file: named in messages.
       first_row: rows in messages count from the file's first, 0.
+      row_ids: int64 [n], the examples' ids where the table has none.
 
     Raises:
-      DataError: an id outside its table, a number that is not finite, a label not 0, 1 or null, lists of one sequence
-        or vector that do not have the right length, a negative age, an unknown domain, or a null where none may be.
+      DataError: an id outside its table, a number that is not finite, a label not from 0 to 1 or null, lists of one sequence
+        or vector that do not have the right length, a negative age, an unknown domain, an example id that stands twice, or a
+        null where none may be.
     """
-    return _Decoder(table, schema, file, first_row).examples()
+    return _Decoder(table, schema, file, first_row, row_ids).examples()
 
 
 class _Decoder:
-    def __init__(self, table: pa.Table, schema: Schema, file: pathlib.Path, first_row: int):
+    def __init__(self, table: pa.Table, schema: Schema, file: pathlib.Path, first_row: int, row_ids: np.ndarray):
         self.table = table
         self.schema = schema
         self.file = file
         self.first_row = first_row
+        self.row_ids = row_ids
 
     def examples(self) -> Examples:
         schema, count = self.schema, self.table.num_rows
@@ -117,11 +139,14 @@ class _Decoder:
             dense=np.stack(dense, axis=1) if dense else np.zeros((count, 0), np.float32),
             vectors={v.name: self._vector(v.name, v.dim) for v in schema.vectors},
             sequences={s.name: self._histories(s) for s in schema.sequences},
-            labels=np.stack([self._label(t) for t in schema.tasks], axis=1),
+            labels=np.stack([self._probability(label_column(t)) for t in schema.tasks], axis=1),
             domain=self._domain(),
             weight=self._weight(),
-            user=self._filled("user", 0, np.int64) if self._has("user") else np.zeros(count, np.int64),
-            true_probability=np.stack([self._truth(t) for t in schema.tasks], axis=1),
+            user=self._filled("user", -1, np.int64) if self._has("user") else np.full(count, -1, np.int64),
+            example_id=self._example_id(),
+            time_s=self._time(),
+            true_probability=np.stack([self._probability(_truth_column(t)) for t in schema.tasks], axis=1),
+            training={c.name: self._training(_training_column(c), c.dim) for c in schema.training},
         )
 
     def _has(self, name: str) -> bool:
@@ -130,10 +155,19 @@ class _Decoder:
     def _wrong(self, row: int, message: str) -> DataError:
         return DataError(f"{self.file}, row {self.first_row + row}: {message}")
 
-    def _filled(self, name: str, null: float, dtype: type) -> np.ndarray:
+    def _filled(self, name: str, null: int | float, dtype: type) -> np.ndarray:
         """A column of numbers, nulls replaced."""
-        column = self.table[name].cast(pa.from_numpy_dtype(dtype))
-        return pc.fill_null(column, null).to_numpy()
+        return pc.fill_null(self._cast(name, self.table[name], dtype), null).to_numpy()
+
+    def _cast(self, name: str, values: pa.ChunkedArray | pa.Array, dtype: type) -> pa.ChunkedArray | pa.Array:
+        try:
+            return values.cast(pa.from_numpy_dtype(dtype))
+        except pa.ArrowException as error:
+            last = self.first_row + self.table.num_rows - 1
+            raise DataError(
+                f"{self.file}, rows {self.first_row} to {last}: '{name}' does not fit {np.dtype(dtype)}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
 
     def _finite(self, name: str) -> np.ndarray:
         values = self._filled(name, np.nan, np.float32)
@@ -171,9 +205,56 @@ class _Decoder:
         if (lengths != dim).any():
             row = first_true(lengths != dim)
             raise self._wrong(row, f"'{name}' has {lengths[row]} numbers; the schema says dim={dim}")
-        values = pc.fill_null(flat.cast(pa.float32()), np.nan).to_numpy(zero_copy_only=False).reshape(-1, dim)
+        values = self._cast(name, flat, np.float32)
+        values = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False).reshape(-1, dim)
         check_finite(values, self.file, name, self.first_row)
         return values
+
+    def _training(self, name: str, dim: int) -> np.ndarray:
+        values = np.full((self.table.num_rows, dim), np.nan, np.float32)
+        if not self._has(name):
+            return values
+        if dim == 1:
+            values[:, 0] = self._filled(name, np.nan, np.float32)
+        else:
+            flat, lengths = self._lists(name)
+            known = np.asarray(self.table[name].is_valid())
+            bad = known & (lengths != dim)
+            if bad.any():
+                row = first_true(bad)
+                raise self._wrong(row, f"'{name}' has {lengths[row]} numbers; the schema says dim={dim}")
+            numbers = pc.fill_null(self._cast(name, flat, np.float32), np.nan)
+            values[known] = numbers.to_numpy(zero_copy_only=False).reshape(-1, dim)
+        if np.isinf(values).any():
+            row = first_true(np.isinf(values))
+            raise self._wrong(row, f"'{name}' is infinite; give a number, or null where it is unknown")
+        return values
+
+    def _example_id(self) -> np.ndarray:
+        if not self._has("example_id"):
+            return self.row_ids
+        if self.table["example_id"].null_count:
+            row = first_true(np.asarray(self.table["example_id"].is_null()))
+            raise self._wrong(row, "'example_id' is null; give every example one, or leave the column out")
+        ids = self._filled("example_id", -1, np.int64)
+        if (ids < 0).any():
+            row = first_true(ids < 0)
+            raise self._wrong(row, f"'example_id' is {ids[row]}; it must be 0 or more")
+        order = np.argsort(ids, kind="stable")
+        again = order[1:][ids[order[1:]] == ids[order[:-1]]]
+        if len(again):
+            raise self._wrong(int(again.min()), f"'example_id' is {ids[again.min()]} again; ids must be unique")
+        return ids
+
+    def _time(self) -> np.ndarray:
+        if not self._has("time_s"):
+            return np.full(self.table.num_rows, -1, np.int64)
+        time_s = self._filled("time_s", -1, np.int64)
+        bad = (time_s < 0) & np.asarray(self.table["time_s"].is_valid())
+        if bad.any():
+            row = first_true(bad)
+            raise self._wrong(row, f"'time_s' is {time_s[row]}; it must be 0 or more, or null where it is unknown")
+        return time_s
 
     def _histories(self, sequence: Sequence) -> Histories:
         age_name = f"{sequence.name}.age_s"
@@ -198,16 +279,13 @@ class _Decoder:
             ids[attribute.name] = self._check_ids(_integers(flat), attribute, name, lengths)
         return Histories(ids=ids, age_s=age.astype(np.int32, copy=False), lengths=lengths)
 
-    def _label(self, task: Task) -> np.ndarray:
-        values = self._filled(label_column(task), np.nan, np.float32)
-        check_labels(values, self.file, label_column(task), self.first_row)
-        return values
-
-    def _truth(self, task: Task) -> np.ndarray:
-        name = _truth_column(task)
+    def _probability(self, name: str) -> np.ndarray:
+        """A label or a true probability; NaN where it is null or the file has no such column."""
         if not self._has(name):
             return np.full(self.table.num_rows, np.nan, np.float32)
-        return self._filled(name, np.nan, np.float32)
+        values = self._filled(name, np.nan, np.float32)
+        check_labels(values, self.file, name, self.first_row)
+        return values
 
     def _weight(self) -> np.ndarray:
         if not self._has("weight"):
@@ -259,7 +337,19 @@ def encode(examples: Examples, schema: Schema) -> pa.Table:
         columns[label_column(task)] = pa.array(examples.labels[:, k], from_pandas=True)
         columns[_truth_column(task)] = pa.array(examples.true_probability[:, k], from_pandas=True)
     columns["domain"] = pa.array(np.array(schema.domains)[examples.domain])
-    columns["user"] = pa.array(examples.user)
+    if not _user_is_a_feature(schema):
+        columns["user"] = pa.array(examples.user)
+    elif not np.array_equal(examples.ids["user"][:, 0], examples.user):
+        raise DataError(
+            "the schema's feature 'user' is the user's id, but its ids differ from the users; rename the feature"
+        )
+    columns["example_id"] = pa.array(examples.example_id)
+    columns["time_s"] = pa.array(examples.time_s, mask=examples.time_s < 0)
+    for training in schema.training:
+        values = examples.training[training.name]
+        flat = pa.array(values.reshape(-1))
+        name = _training_column(training)
+        columns[name] = flat if training.dim == 1 else pa.FixedSizeListArray.from_arrays(flat, training.dim)
     columns["weight"] = pa.array(examples.weight)
     return pa.table(columns)
 

@@ -2,11 +2,15 @@
 
 A `Schema` names every feature with its role, so the same model code serves the synthetic stream, Criteo, MovieLens or a
 company's own Parquet files.
+
+Names become columns of files, paths of parameters and fields of the command line, so what would be ambiguous there is refused here.
 """
 
 import dataclasses
 from collections.abc import Iterable
 from typing import Literal
+
+from gem_jax.errors import UserError
 
 Role = Literal["user", "context", "ad", "goal", "format", "measurement", "surface", "event"]
 """Which part of an ads example a feature describes.
@@ -14,6 +18,15 @@ Role = Literal["user", "context", "ad", "goal", "format", "measurement", "surfac
 `goal`: what the advertiser optimises for; `format`: the creative's form; `measurement`: which conversion signals the
 advertiser sends; `surface`: the delivery channel; `event`: an attribute of a history event.
 """
+
+RESERVED = ("domain", "weight", "example_id", "time_s", "label", "true_probability", "training")
+"""Columns that readers keep for themselves; `user` is one too, but may also be a categorical feature: the user's id."""
+
+_SEPARATORS = "./:,="
+
+
+class SchemaError(UserError):
+    """The schema contradicts itself; the message is one sentence naming the feature and what to change."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +82,17 @@ class Sequence:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A binary label. NaN means *unobserved*, which is not a zero: it adds nothing to loss or metrics."""
+    """A label from 0 to 1, soft ones between. NaN means *unobserved*, which is not a zero: it adds nothing to loss or metrics."""
 
     name: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingColumn:
+    """`dim` numbers per example that objectives may read and models never see, e.g. a teacher's logits; NaN means unknown."""
+
+    name: str
+    dim: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +100,7 @@ class Schema:
     """All features, histories, labels and domains of a data set.
 
     Raises:
-      ValueError: a name stands twice, a feature names an unknown table, or a size is not positive.
+      SchemaError: a name stands twice, is reserved or ambiguous, a feature names an unknown table, or a size is not positive.
     """
 
     tables: tuple[Table, ...]
@@ -89,33 +110,66 @@ class Schema:
     dense: tuple[Dense, ...] = ()
     vectors: tuple[Vector, ...] = ()
     sequences: tuple[Sequence, ...] = ()
+    training: tuple[TrainingColumn, ...] = ()
 
     def __post_init__(self):
+        self._check_names()
+        self._check_sizes()
+
+    def _check_names(self) -> None:
         _check_unique("table", (t.name for t in self.tables))
-        features = (*self.categoricals, *self.dense, *self.vectors)
+        features: tuple[Categorical | Dense | Vector, ...] = (*self.categoricals, *self.dense, *self.vectors)
         _check_unique("feature", (f.name for f in features))
         _check_unique("sequence", (s.name for s in self.sequences))
         _check_unique("task", (t.name for t in self.tasks))
         _check_unique("domain", self.domains)
+        _check_unique("training column", (t.name for t in self.training))
+        for sequence in self.sequences:
+            _check_unique(f"attribute of sequence '{sequence.name}'", (a.name for a in sequence.attributes))
+        sequences = {s.name for s in self.sequences}
+        for what, name in (*(("feature", f.name) for f in features), *(("sequence", name) for name in sequences)):
+            if name in RESERVED:
+                raise SchemaError(
+                    f"{what} '{name}' has the name of a column that readers keep for themselves; rename it"
+                )
+        for feature in features:
+            if feature.name in sequences:
+                raise SchemaError(f"feature '{feature.name}' has the name of a sequence; rename one of them")
+            if feature.name == "user" and not (isinstance(feature, Categorical) and feature.max_ids == 1):
+                raise SchemaError(
+                    "feature 'user' is the user's id: make it a categorical feature with max_ids=1, or rename it"
+                )
+        for sequence in self.sequences:
+            if sequence.name == "user":
+                raise SchemaError("sequence 'user' has the name of the user's id; rename it")
+            if any(a.name == "age_s" for a in sequence.attributes):
+                raise SchemaError(
+                    f"attribute 'age_s' of sequence '{sequence.name}' has the name of its events' age; rename it"
+                )
+
+    def _check_sizes(self) -> None:
         if not self.tasks or not self.domains:
-            raise ValueError("schema needs at least one task and one domain")
+            raise SchemaError("the schema needs at least one task and one domain; add them")
         for table in self.tables:
             if table.rows < 1:
-                raise ValueError(f"table '{table.name}' has rows={table.rows}; it needs at least 1")
+                raise SchemaError(f"table '{table.name}' has rows={table.rows}; it needs at least 1")
         for feature in (*self.categoricals, *(a for s in self.sequences for a in s.attributes)):
             if feature.table not in {t.name for t in self.tables}:
-                raise ValueError(
+                raise SchemaError(
                     f"feature '{feature.name}' names table '{feature.table}', which the schema does not declare"
                 )
             if feature.max_ids < 1:
-                raise ValueError(f"feature '{feature.name}' has max_ids={feature.max_ids}; it needs at least 1")
+                raise SchemaError(f"feature '{feature.name}' has max_ids={feature.max_ids}; it needs at least 1")
         for sequence in self.sequences:
-            _check_unique(f"attribute of sequence '{sequence.name}'", (a.name for a in sequence.attributes))
             if sequence.max_len < 1 or not sequence.attributes:
-                raise ValueError(f"sequence '{sequence.name}' needs max_len >= 1 and at least one attribute")
+                raise SchemaError(f"sequence '{sequence.name}' needs max_len >= 1 and at least one attribute")
             for attribute in sequence.attributes:
                 if attribute.max_ids != 1:
-                    raise ValueError(f"attribute '{attribute.name}' of sequence '{sequence.name}' must have max_ids=1")
+                    raise SchemaError(f"attribute '{attribute.name}' of sequence '{sequence.name}' must have max_ids=1")
+        sized: tuple[Vector | TrainingColumn, ...] = (*self.vectors, *self.training)
+        for column in sized:
+            if column.dim < 1:
+                raise SchemaError(f"'{column.name}' has dim={column.dim}; it needs at least 1")
 
     def table(self, name: str) -> Table:
         return next(t for t in self.tables if t.name == name)
@@ -128,8 +182,13 @@ class Schema:
 
 
 def _check_unique(what: str, names: Iterable[str]) -> None:
+    """Refuses a name that stands twice or that a path, a column or a command line could not hold."""
     seen = set()
     for name in names:
+        if not name or name != name.strip() or any(c in _SEPARATORS for c in name):
+            raise SchemaError(
+                f"{what} '{name}' needs another name: not empty, without {' '.join(_SEPARATORS)} and spaces at its ends"
+            )
         if name in seen:
-            raise ValueError(f"{what} '{name}' is declared twice")
+            raise SchemaError(f"{what} '{name}' is declared twice")
         seen.add(name)

@@ -1,18 +1,29 @@
 """The contract between readers and the rest: random access to examples by index, in columns."""
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from gem_jax.data.batch import Examples
+from gem_jax.data.identity import digest
 from gem_jax.data.schema import Schema
+from gem_jax.errors import UserError
+
+PARTS = ("train", "valid", "test")
+"""Parts of a data set, in the order in which their example ids are numbered."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The user's data is wrong; the message is one sentence naming the file, row or field and what to change."""
 
 
+def numbered(part: str, rows: np.ndarray) -> np.ndarray:
+    """Ids of examples that have none of their own: place of the part in `PARTS` times 2^60, plus the row in the part, int64 [n]."""
+    return (np.int64(PARTS.index(part)) << np.int64(60)) + rows.astype(np.int64)
+
+
+@runtime_checkable
 class Source(Protocol):
     """Examples `0 .. len(source)`, each a pure function of its index."""
 
@@ -22,6 +33,10 @@ class Source(Protocol):
 
     def read(self, indices: np.ndarray) -> Examples:
         """Examples at `indices` (int64 [n]), in that order; vectorised."""
+        ...
+
+    def identity(self) -> str:
+        """Hex digest of the examples: the same on any machine and path for the same data, another one for other data."""
         ...
 
 
@@ -39,6 +54,10 @@ class FirstExamples:
     def read(self, indices: np.ndarray) -> Examples:
         return self._source.read(indices)
 
+    def identity(self) -> str:
+        whole = self._source.identity()
+        return whole if len(self) == len(self._source) else digest(whole, len(self))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Splits:
@@ -51,3 +70,23 @@ class Splits:
     @property
     def schema(self) -> Schema:
         return self.train.schema
+
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """Of each part that there is: `examples`, how many, and `digest`, which (JSON-able)."""
+        parts = {name: getattr(self, name) for name in PARTS}
+        return {
+            name: {"examples": len(part), "digest": part.identity()} for name, part in parts.items() if part is not None
+        }
+
+
+@runtime_checkable
+class DataConfig(Protocol):
+    """What a run's `data` section is: it names a data set and opens it."""
+
+    def schema(self) -> Schema:
+        """The data's schema, equal to `build().schema`; from the config alone where that says enough, else from the files."""
+        ...
+
+    def build(self) -> Splits:
+        """Opens the data."""
+        ...

@@ -55,7 +55,13 @@ _AD_EPISODE, _AD_TASTE = int(0.25 * 65536), int(0.45 * 65536)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Organic:
-    """Organic events in an array of any shape: all int64."""
+    """Organic events in arrays of one shape, whichever it is.
+
+    Attributes:
+      topic: int64, category that the event is about.
+      action: int64, place among `ORGANIC_ACTIONS`.
+      time_s: int64, seconds since index 0.
+    """
 
     topic: np.ndarray
     action: np.ndarray
@@ -93,6 +99,11 @@ def _gaps(per_day: np.ndarray) -> np.ndarray:
     return np.where(per_day > 0, DAY_S / np.maximum(per_day, 1e-9), 0).astype(np.int64)
 
 
+def num_ads(active: int, end_s: int) -> int:
+    """Ads that hold the `active` slots at some time up to `end_s`."""
+    return active * (2 + int(end_s / (AD_LIFETIME_DAYS * DAY_S)))
+
+
 class Ads:
     """Attributes of all ads, [A] each, and which ad holds a slot at a time.
 
@@ -105,7 +116,7 @@ class Ads:
         self.ranks = active // NUM_CATEGORIES
         phase = hashing.uniform(hashing.stream(seed, "ad phase"), np.arange(active))
         self.phase_s = (phase * AD_LIFETIME_DAYS * DAY_S).astype(np.int64)
-        self.count = active * (2 + int(end_s / (AD_LIFETIME_DAYS * DAY_S)))
+        self.count = num_ads(active, end_s)
         ids = np.arange(self.count)
         self.category = (ids % active) % NUM_CATEGORIES
         place = log_uniform(hashing.uniform(hashing.stream(seed, "ad advertiser"), ids), ADVERTISERS_PER_CATEGORY)

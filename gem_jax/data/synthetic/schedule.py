@@ -8,6 +8,7 @@ while.
 Shape letters: n impressions, K previous impressions.
 """
 
+import bisect
 from math import gcd
 
 import numpy as np
@@ -24,6 +25,26 @@ ACTIVITY_SHARE = np.array([0.45, 0.25, 0.20, 0.10])
 """Share of the seats in each tier."""
 
 
+def seats_per_tier(seats: int) -> list[int]:
+    """Seats of each activity tier, the least active first: seat k stands at share (k + 0.5) / seats."""
+    ends = [
+        bisect.bisect_right(range(seats), end, key=lambda k: (k + 0.5) / seats)
+        for end in np.cumsum(ACTIVITY_SHARE)[:-1]
+    ]
+    return np.diff([0, *ends, seats]).tolist()
+
+
+def num_rounds(seats: int, num_examples: int) -> int:
+    """Rounds of a stream, those before its first example included."""
+    round_size = int(np.dot(seats_per_tier(seats), ACTIVITY))
+    return USER_ROUNDS + -(-num_examples // round_size)
+
+
+def num_users(seats: int, rounds: int) -> int:
+    """Users of all rounds: of every seat as many as the rounds begin."""
+    return seats * ((rounds - 1 + USER_ROUNDS - 1) // USER_ROUNDS)
+
+
 class Schedule:
     """The order of all impressions, those before the stream's first example included.
 
@@ -37,19 +58,18 @@ class Schedule:
     """
 
     def __init__(self, seed: int, seats: int, num_examples: int):
-        tier = np.searchsorted(np.cumsum(ACTIVITY_SHARE), (np.arange(seats) + 0.5) / seats)
         self.seats = seats
-        self.activity = ACTIVITY[tier]
+        self.activity = np.repeat(ACTIVITY, seats_per_tier(seats))
         self.first_slot = np.cumsum(self.activity) - self.activity
         self.slot_seat = np.repeat(np.arange(seats), self.activity)
         self.round_size = len(self.slot_seat)
         self.slot_order = np.random.default_rng((seed, 1)).permutation(self.round_size)
         self.order_slot = np.argsort(self.slot_order)
         self.first_index = USER_ROUNDS * self.round_size
-        self.num_rounds = USER_ROUNDS + -(-num_examples // self.round_size)
+        self.num_rounds = num_rounds(seats, num_examples)
         self.multiplier, self.inverse, self.shift = _round_permutations(seed, self.num_rounds, self.round_size)
         self.phase = hashing.bits(hashing.stream(seed, "seat"), np.arange(seats)).astype(np.int64) % USER_ROUNDS
-        self.num_users = seats * ((self.num_rounds - 1 + USER_ROUNDS - 1) // USER_ROUNDS)
+        self.num_users = num_users(seats, self.num_rounds)
 
     def locate(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Seat, user and time of impressions.

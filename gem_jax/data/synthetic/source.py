@@ -5,12 +5,17 @@ import dataclasses
 import numpy as np
 
 from gem_jax.data.batch import Examples, Histories
+from gem_jax.data.identity import digest
 from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, Vector
 from gem_jax.data.source import Splits
 from gem_jax.data.synthetic import hashing
 from gem_jax.data.synthetic import population as pop
 from gem_jax.data.synthetic import truth as truth_
-from gem_jax.data.synthetic.schedule import DAY_S, Schedule
+from gem_jax.data.synthetic.schedule import DAY_S, ROUND_S, Schedule, num_rounds, num_users
+from gem_jax.errors import UserError
+
+STREAM_VERSION = 1
+"""Part of the data's identity: raise it with every change of the rules that changes an example."""
 
 ACTIONS = ("seen", "clicked", "converted")
 """What an impression in a history led to, as far as it is known at the example's time."""
@@ -37,21 +42,26 @@ class SyntheticConfig:
 
     def __post_init__(self):
         if self.train_examples < 1 or self.test_examples < 1:
-            raise ValueError(
+            raise UserError(
                 f"train_examples={self.train_examples} and test_examples={self.test_examples} must both be at least 1"
             )
         if self.active_users < 20:
-            raise ValueError(f"active_users={self.active_users} is too few; use at least 20")
+            raise UserError(f"active_users={self.active_users} is too few; use at least 20")
         if self.active_ads < pop.NUM_CATEGORIES or self.active_ads % pop.NUM_CATEGORIES:
-            raise ValueError(f"active_ads={self.active_ads} must be a positive multiple of {pop.NUM_CATEGORIES}")
+            raise UserError(f"active_ads={self.active_ads} must be a positive multiple of {pop.NUM_CATEGORIES}")
         if self.organic_max_len < truth_.MATCH_EVENTS:
-            raise ValueError(f"organic_max_len={self.organic_max_len} must be at least {truth_.MATCH_EVENTS}")
+            raise UserError(f"organic_max_len={self.organic_max_len} must be at least {truth_.MATCH_EVENTS}")
         if self.impressions_max_len < truth_.FATIGUE_IMPRESSIONS:
-            raise ValueError(
+            raise UserError(
                 f"impressions_max_len={self.impressions_max_len} must be at least {truth_.FATIGUE_IMPRESSIONS}"
             )
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must not be negative")
+            raise UserError(f"seed={self.seed} must not be negative")
+
+    def schema(self) -> Schema:
+        """The stream's schema, in closed form: no user and no ad is made."""
+        rounds = num_rounds(self.active_users, self.train_examples + self.test_examples)
+        return _schema(self, num_users(self.active_users, rounds), pop.num_ads(self.active_ads, rounds * ROUND_S))
 
     def build(self) -> Splits:
         """The stream's two parts: train = examples [0, train_examples), test = the `test_examples` after them."""
@@ -71,16 +81,16 @@ class World:
         self.population = pop.Population(config.seed, self.schedule, config.active_ads)
         self.truth = truth_.Truth(config.seed, self.population)
         self.keys = {what: hashing.stream(config.seed, what) for what in ("click", "conversion", "delay")}
-        self.schema = _schema(config, self.schedule, self.population)
+        self.schema = config.schema()
 
 
-def _schema(config: SyntheticConfig, schedule: Schedule, population: pop.Population) -> Schema:
+def _schema(config: SyntheticConfig, num_users: int, num_ads: int) -> Schema:
     def one(name, role, table=None):
         return Categorical(name=name, table=table or name, role=role)
 
     sizes = {
-        "user": schedule.num_users,
-        "ad": population.ads.count,
+        "user": num_users,
+        "ad": num_ads,
         "category": pop.NUM_CATEGORIES,
         "advertiser": pop.NUM_CATEGORIES * pop.ADVERTISERS_PER_CATEGORY,
         "age": pop.NUM_AGES,
@@ -138,8 +148,15 @@ def _schema(config: SyntheticConfig, schedule: Schedule, population: pop.Populat
 class _Window:
     """The newest impressions of n users and their outcomes, flat over those that exist; the example's own is each last.
 
-    row: which example an impression belongs to, ascending; lengths: [n], impressions per example; reported: whether its
-    conversion counts, and reported_s the time from which that is known.
+    Attributes:
+      row: which example an impression belongs to, ascending.
+      lengths: [n], impressions per example.
+      impressions: who saw what, when and where.
+      clicked: float32, 1 if it was clicked.
+      reported: float32, 1 if its conversion counts.
+      reported_s: the time from which that is known.
+      click_probability: the truth behind `clicked`.
+      conversion_probability: the truth behind `reported`; NaN without a measurement signal.
     """
 
     row: np.ndarray
@@ -155,6 +172,9 @@ class _Window:
 class SyntheticSource:
     """A range of the stream; see `Source`.
 
+    An example's id is its number in the stream, so training and test ids do not meet; its time counts the stream's own seconds,
+    which begin `USER_ROUNDS` rounds before example 0.
+
     Args:
       world: shared by the parts of a stream.
       first: the stream's example at which this part starts.
@@ -167,6 +187,12 @@ class SyntheticSource:
 
     def __len__(self) -> int:
         return self.length
+
+    def identity(self) -> str:
+        """Digest of what determines the examples: an example does not depend on the stream's length."""
+        fields = dataclasses.asdict(self.world.config)
+        del fields["train_examples"], fields["test_examples"]
+        return digest("synthetic", STREAM_VERSION, fields, self.first, self.length)
 
     def read(self, indices: np.ndarray) -> Examples:
         """Examples at `indices` (int64 [n]).
@@ -192,6 +218,8 @@ class SyntheticSource:
             domain=x.surface.astype(np.int32),
             weight=np.ones(len(index), np.float32),
             user=x.user,
+            example_id=indices + self.first,
+            time_s=x.time_s,
             true_probability=np.stack(
                 [window.click_probability[own], window.conversion_probability[own]], axis=1
             ).astype(np.float32),

@@ -62,7 +62,17 @@ _DELAY_DAYS = np.array([3.0, 1.5, 1.0, 2.5])
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Impressions:
-    """What the truth depends on, [n] each: ids, times, and the two numbers that sum up the history."""
+    """What the truth depends on, [n] each.
+
+    Attributes:
+      user: int64, who sees it.
+      ad: int64, what is shown.
+      surface: where, place among `population.SURFACES`.
+      device: on what, place among `population.DEVICES`.
+      time_s: int64, seconds since index 0.
+      match: float64 in [0, 1], see `interest_match`.
+      fatigue: float64 in [0, 1), see `fatigue`.
+    """
 
     user: np.ndarray
     ad: np.ndarray

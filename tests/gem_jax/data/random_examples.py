@@ -3,7 +3,7 @@
 import numpy as np
 
 from gem_jax.data.batch import Examples, Histories
-from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, Vector
+from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, TrainingColumn, Vector
 
 SCHEMA = Schema(
     tables=(Table(name="ad", rows=50), Table(name="topic", rows=7)),
@@ -27,10 +27,15 @@ SCHEMA = Schema(
     tasks=(Task(name="click"), Task(name="conversion")),
     domains=("feed", "reels", "stories"),
 )
+TAUGHT = SCHEMA.replace(training=(TrainingColumn(name="teacher", dim=2), TrainingColumn(name="margin")))
+"""The same with columns for training only."""
 
 
 def random_examples(n: int, seed: int = 0, max_events: int = 40) -> Examples:
-    """n examples of `SCHEMA`; user i is example i, histories have 0 .. max_events events."""
+    """n examples of `TAUGHT` (and so of `SCHEMA`); user i is example i, histories have 0 .. max_events events.
+
+    Ids of one seed are not those of another; one label in ten is soft, and of times and training columns some are unknown.
+    """
     rng = np.random.default_rng(seed)
     float32 = np.float32
 
@@ -50,6 +55,13 @@ def random_examples(n: int, seed: int = 0, max_events: int = 40) -> Examples:
     topics[np.arange(3) >= rng.integers(0, 4, (n, 1))] = -1  # ids first, then absent ones
     labels = rng.integers(0, 2, (n, 2)).astype(float32)
     labels[rng.random((n, 2)) < 0.3] = np.nan
+    soft = rng.random((n, 2)).astype(float32)
+    labels = np.where((rng.random((n, 2)) < 0.1) & ~np.isnan(labels), soft, labels)
+    time_s = rng.integers(0, 2**40, n)
+    time_s[rng.random(n) < 0.1] = -1
+    training = {"teacher": rng.normal(size=(n, 2)).astype(float32), "margin": rng.normal(size=(n, 1)).astype(float32)}
+    training["teacher"][rng.random((n, 2)) < 0.3] = np.nan
+    training["margin"][rng.random((n, 1)) < 0.3] = np.nan
     truth = rng.random((n, 2)).astype(float32)
     truth[rng.random((n, 2)) < 0.3] = np.nan
     return Examples(
@@ -61,7 +73,10 @@ def random_examples(n: int, seed: int = 0, max_events: int = 40) -> Examples:
         domain=ids(3, n),
         weight=(rng.random(n) + 0.5).astype(float32),
         user=np.arange(n, dtype=np.int64),
+        example_id=rng.permutation(n).astype(np.int64) + seed * 10**6,
+        time_s=time_s,
         true_probability=truth,
+        training=training,
     )
 
 

@@ -131,7 +131,7 @@ def _with(**changes):
     "change, message",
     [
         (_with(label=[0] * NUM), "every 'click' label of the training part is 0"),
-        (_with(label=[0, 1, 2] + [0] * (NUM - 3)), "row 2: 'label' is 2; a label must be 0, 1"),
+        (_with(label=[0, 1, 2] + [0] * (NUM - 3)), "row 2: 'label' is 2; it must be from 0 to 1"),
         (_with(label=[0, 1, None] + [0] * (NUM - 3)), "row 2: 'label' is null"),
         (_with(i3=[float("inf")] + [1.0] * (NUM - 1)), "row 0: 'i3' is infinite"),
         (_with(i3=[1.5] * NUM, c2=[0.5] * NUM), "column 'c2' is double; a category must be"),

@@ -63,7 +63,7 @@ def test_folder_and_npz_agree(tmp_path, number):
     "changes, message",
     [
         ({"train_y": np.zeros(50)}, "every 'usage' label of the training part is 0"),
-        ({"test_y": np.full(10, 3)}, "row 0: 'test_y' is 3; a label must be 0, 1"),
+        ({"test_y": np.full(10, 3)}, "row 0: 'test_y' is 3; it must be from 0 to 1"),
         ({"test_y": np.zeros(4)}, "'test_y' has shape \\(4,\\) for 10 rows"),
         ({"valid_x": np.zeros((20, 10))}, "'valid_x' is float64 .* it must be integers"),
         ({"valid_x": np.zeros((20, 9), int)}, "it must be integers \\[rows, 10\\]"),

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from gem_jax.data.columns import empty_examples, join_examples, slice_examples, take_examples
 from gem_jax.data.packing import BatchConfig, attention_cost, pack
-from tests.gem_jax.data.random_examples import SCHEMA, assert_same_examples, events_of, random_examples
+from gem_jax.errors import UserError
+from tests.gem_jax.data.random_examples import TAUGHT as SCHEMA
+from tests.gem_jax.data.random_examples import assert_same_examples, events_of, random_examples
 
 MAX_LEN = {"clicks": 20, "views": 5}
 
@@ -24,6 +26,8 @@ def _check_device(batch, columns, examples, num_slots, tokens, device, users):
         row = device * num_slots + slot
         if user < 0:
             assert batch.weight[row] == 0 and np.isnan(batch.labels[row]).all() and batch.domain[row] == 0
+            assert (columns.example_id[row], columns.time_s[row]) == (-1, -1)
+            assert all((column[row] == 0).all() for column in batch.training.values())
             assert (batch.dense[row] == 0).all() and (batch.vectors["image"][row] == 0).all()
             assert all((ids[row] == -1).all() for ids in batch.ids.values())
             continue
@@ -31,6 +35,9 @@ def _check_device(batch, columns, examples, num_slots, tokens, device, users):
         np.testing.assert_array_equal(batch.dense[row], examples.dense[user])
         np.testing.assert_array_equal(batch.ids["topics"][row], examples.ids["topics"][user])
         np.testing.assert_array_equal(columns.true_probability[row], examples.true_probability[user])
+        for name in ("teacher", "margin"):
+            np.testing.assert_array_equal(batch.training[name][row], examples.training[name][user])
+        assert columns.example_id[row] == examples.example_id[user] and columns.time_s[row] == examples.time_s[user]
         assert batch.weight[row] == examples.weight[user] and batch.domain[row] == examples.domain[user]
     for name, rows in tokens.items():
         events = batch.sequences[name]
@@ -129,16 +136,17 @@ def test_default_budget_holds_full_histories():
 
 
 @pytest.mark.parametrize(
-    "batch, message",
+    "fields, message",
     [
-        (BatchConfig(examples=4, tokens={"clicks": 23}), r"batch.tokens\['clicks'\] is 23, less than the 24 rows"),
-        (BatchConfig(examples=4, tokens={"likes": 64}), r"batch.tokens names source 'likes'; the data has"),
-        (BatchConfig(examples=0), "batch.examples is 0; it needs at least 1"),
+        ({"tokens": {"clicks": 23}}, r"batch.tokens\['clicks'\] is 23, less than the 24 rows"),
+        ({"tokens": {"likes": 64}}, r"batch.tokens names source 'likes'; the data has"),
+        ({"examples": 0}, "batch.examples is 0; it needs at least 1"),
+        ({"tokens": {"clicks": 7}}, r"batch.tokens\['clicks'\] is 7; a history takes 8 rows or more"),
     ],
 )
-def test_impossible_batches_are_refused(batch, message):
-    with pytest.raises(ValueError, match=message):
-        batch.budgets(SCHEMA)
+def test_impossible_batches_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        BatchConfig(**{"examples": 4, **fields}).budgets(SCHEMA)
 
 
 def test_take_slice_and_join_agree():
@@ -146,6 +154,6 @@ def test_take_slice_and_join_agree():
     parts = [slice_examples(examples, 0, 7), slice_examples(examples, 7, 7), slice_examples(examples, 7, 20)]
     assert_same_examples(join_examples(parts), examples)
     picked = np.array([3, 3, 19, 0])
-    singles = [slice_examples(examples, i, i + 1) for i in picked]
+    singles = [slice_examples(examples, i, i + 1) for i in picked.tolist()]
     assert_same_examples(take_examples(examples, picked), join_examples(singles))
     assert_same_examples(take_examples(examples, np.zeros(0, np.int64)), empty_examples(SCHEMA))

@@ -16,7 +16,7 @@ from gem_jax.data.loader import Loader
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.parquet import ParquetConfig, ParquetSource, write_parquet
 from gem_jax.data.source import DataError
-from tests.gem_jax.data.random_examples import SCHEMA, assert_same_examples, random_examples
+from tests.gem_jax.data.random_examples import SCHEMA, TAUGHT, assert_same_examples, random_examples
 
 NUM = 60
 
@@ -24,7 +24,7 @@ NUM = 60
 def _write(path: pathlib.Path, examples: Examples | None = None, rows_per_group: int = 7) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     examples = random_examples(NUM) if examples is None else examples
-    write_parquet(path, MemorySource(schema=SCHEMA, examples=examples), rows_per_group=rows_per_group)
+    write_parquet(path, MemorySource(schema=TAUGHT, examples=examples), rows_per_group=rows_per_group)
     return path
 
 
@@ -49,7 +49,7 @@ def test_round_trip_keeps_every_column(tmp_path):
         _write(tmp_path / f"{k}.parquet", take_examples(examples, part))
         for k, part in enumerate(np.split(np.arange(NUM), [25]))
     )
-    source = ParquetSource(files, SCHEMA)
+    source = ParquetSource(files, TAUGHT)
     assert len(source) == NUM
     assert_same_examples(source.read(np.arange(NUM)), examples)
     picked = np.random.default_rng(0).integers(0, NUM, 200)
@@ -58,10 +58,10 @@ def test_round_trip_keeps_every_column(tmp_path):
 
 def test_chosen_indices_are_written(tmp_path):
     examples = random_examples(NUM)
-    chosen = np.array([50, 3, 3])
+    chosen = np.array([50, 3, 7])
     path = tmp_path / "some.parquet"
-    write_parquet(path, MemorySource(schema=SCHEMA, examples=examples), chosen)
-    assert_same_examples(ParquetSource((path,), SCHEMA).read(np.arange(3)), take_examples(examples, chosen))
+    write_parquet(path, MemorySource(schema=TAUGHT, examples=examples), chosen)
+    assert_same_examples(ParquetSource((path,), TAUGHT).read(np.arange(3)), take_examples(examples, chosen))
     assert [p.name for p in tmp_path.iterdir()] == ["some.parquet"]
 
 
@@ -90,7 +90,9 @@ def test_hand_written_columns_mean_what_the_docstring_says(tmp_path):
     np.testing.assert_array_equal(examples.sequences["clicks"].lengths, [3, 0])
     np.testing.assert_array_equal(examples.labels, [[1, 0], [np.nan, 1]])
     np.testing.assert_array_equal(examples.weight, [1, 1])
-    np.testing.assert_array_equal(examples.user, [0, 0])
+    np.testing.assert_array_equal(examples.user, [-1, -1])
+    np.testing.assert_array_equal(examples.example_id, [0, 1])
+    np.testing.assert_array_equal(examples.time_s, [-1, -1])
     assert np.isnan(examples.true_probability).all() and (examples.domain == 0).all()
 
 
@@ -98,18 +100,20 @@ def test_domains_may_be_numbers(tmp_path):
     path = _write(tmp_path / "a.parquet")
 
     def to_number(table):
-        places = [SCHEMA.domains.index(name) for name in table["domain"].to_pylist()]
+        places = [TAUGHT.domains.index(name) for name in table["domain"].to_pylist()]
         return table.set_column(table.column_names.index("domain"), "domain", pa.array(places))
 
-    expected = ParquetSource((path,), SCHEMA).read(np.arange(NUM)).domain
+    expected = ParquetSource((path,), TAUGHT).read(np.arange(NUM)).domain
     np.testing.assert_array_equal(
-        ParquetSource((_rewrite(path, to_number),), SCHEMA).read(np.arange(NUM)).domain, expected
+        ParquetSource((_rewrite(path, to_number),), TAUGHT).read(np.arange(NUM)).domain, expected
     )
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_shuffle_visits_every_row_once_and_each_row_group_for_a_short_time(tmp_path, epoch):
-    source = ParquetSource((_write(tmp_path / "a.parquet"), _write(tmp_path / "b.parquet")), SCHEMA)
+    source = ParquetSource(
+        (_write(tmp_path / "a.parquet"), _write(tmp_path / "b.parquet", random_examples(NUM, 1))), TAUGHT
+    )
     order = source.shuffled_indices(range(0, 2 * NUM), 5, epoch)
     assert sorted(order) == list(range(2 * NUM)) and order.tolist() != sorted(order)
     pieces = [source.shuffled_indices(range(k, min(k + 11, 2 * NUM)), 5, epoch) for k in range(0, 2 * NUM, 11)]
@@ -121,10 +125,10 @@ def test_shuffle_visits_every_row_once_and_each_row_group_for_a_short_time(tmp_p
 
 
 def test_shuffled_epochs_decode_each_row_group_once(tmp_path, monkeypatch):
-    source = ParquetSource((_write(tmp_path / "a.parquet", random_examples(300)),), SCHEMA)
+    source = ParquetSource((_write(tmp_path / "a.parquet", random_examples(300)),), TAUGHT)
     decoded = []
     decode = parquet.decode
-    monkeypatch.setattr(parquet, "decode", lambda *args: decoded.append(args[-1]) or decode(*args))
+    monkeypatch.setattr(parquet, "decode", lambda *args: decoded.append(args[3]) or decode(*args))
     loader = Loader(source, BatchConfig(examples=8), seed=0, num_epochs=1)
     users = np.concatenate([c.user[c.weight > 0] for _, c in loader])
     assert sorted(users) == list(range(300))
@@ -132,19 +136,19 @@ def test_shuffled_epochs_decode_each_row_group_once(tmp_path, monkeypatch):
 
 
 def test_epochs_and_seeds_differ(tmp_path):
-    source = ParquetSource((_write(tmp_path / "a.parquet"),), SCHEMA)
+    source = ParquetSource((_write(tmp_path / "a.parquet"),), TAUGHT)
     orders = {tuple(source.shuffled_indices(range(NUM), seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}
     assert len(orders) == 4
 
 
 def test_config_reads_folders_and_single_files(tmp_path):
     _write(tmp_path / "train" / "0.parquet")
-    _write(tmp_path / "train" / "1.parquet")
-    _write(tmp_path / "test.parquet")
-    splits = ParquetConfig(path=str(tmp_path), schema=SCHEMA).build()
+    _write(tmp_path / "train" / "1.parquet", random_examples(NUM, 1))
+    _write(tmp_path / "test.parquet", random_examples(NUM, 2))
+    splits = ParquetConfig(path=str(tmp_path), columns=TAUGHT).build()
     assert (len(splits.train), len(splits.test), splits.valid) == (2 * NUM, NUM, None)
-    _write(tmp_path / "valid.parquet")
-    valid = ParquetConfig(path=str(tmp_path), schema=SCHEMA).build().valid
+    _write(tmp_path / "valid.parquet", random_examples(NUM, 3))
+    valid = ParquetConfig(path=str(tmp_path), columns=TAUGHT).build().valid
     assert valid is not None and len(valid) == NUM
 
 
@@ -162,7 +166,7 @@ def test_config_reads_folders_and_single_files(tmp_path):
         (_set("price", 13, None), "row 13: 'price' is nan"),
         (_set("hour", 14, float("inf")), "row 14: 'hour' is inf"),
         (_set("image", 15, [0.0, float("nan"), 0.0, 0.0]), "row 15: 'image' is nan"),
-        (_set("label.click", 16, 0.5), "row 16: 'label.click' is 0.5; a label must be 0, 1 or null"),
+        (_set("label.click", 16, 1.5), "row 16: 'label.click' is 1.5; it must be from 0 to 1, or null"),
         (_set("weight", 17, -1.0), "row 17: 'weight' is -1; it must be 0 or more"),
         (_set("domain", 18, "search"), "row 18: 'domain' is search; the schema has feed, reels, stories"),
     ],
@@ -170,7 +174,7 @@ def test_config_reads_folders_and_single_files(tmp_path):
 def test_a_bad_value_is_named_with_its_row(tmp_path, change, message):
     path = _rewrite(_write(tmp_path / "a.parquet"), change)
     with pytest.raises(DataError, match=re.escape(f"{path}, {message}")) as error:
-        ParquetSource((path,), SCHEMA).read(np.arange(NUM))
+        ParquetSource((path,), TAUGHT).read(np.arange(NUM))
     assert "\n" not in str(error.value)
 
 
@@ -181,7 +185,7 @@ def test_an_event_outside_its_table_is_named_with_its_row(tmp_path):
     examples.sequences["clicks"].ids["topic"][first] = 7
     path = _write(tmp_path / "a.parquet", examples)
     with pytest.raises(DataError, match=f"row {row}: 'clicks.topic' is 7, outside table 'topic' of 7 rows"):
-        ParquetSource((path,), SCHEMA).read(np.arange(NUM))
+        ParquetSource((path,), TAUGHT).read(np.arange(NUM))
 
 
 def test_a_vector_of_another_length_is_named(tmp_path):
@@ -192,7 +196,7 @@ def test_a_vector_of_another_length_is_named(tmp_path):
 
     path = _rewrite(_write(tmp_path / "a.parquet"), shorten)
     with pytest.raises(DataError, match="row 3: 'image' has 2 numbers; the schema says dim=4"):
-        ParquetSource((path,), SCHEMA).read(np.arange(NUM))
+        ParquetSource((path,), TAUGHT).read(np.arange(NUM))
 
 
 @pytest.mark.parametrize(
@@ -214,12 +218,12 @@ def test_a_vector_of_another_length_is_named(tmp_path):
 def test_files_that_do_not_fit_the_schema_are_refused_at_once(tmp_path, change, message):
     path = _rewrite(_write(tmp_path / "a.parquet"), change)
     with pytest.raises(DataError, match=re.escape(str(path)) + ".*" + re.escape(message)):
-        ParquetSource((path,), SCHEMA)
+        ParquetSource((path,), TAUGHT)
 
 
 def test_files_that_are_not_there_or_not_parquet_are_refused(tmp_path):
     def build(path):
-        return ParquetConfig(path=str(path), schema=SCHEMA).build()
+        return ParquetConfig(path=str(path), columns=TAUGHT).build()
 
     with pytest.raises(DataError, match="data.path is not set: pass data.path="):
         build("")
@@ -244,4 +248,4 @@ def test_training_labels_of_one_class_are_refused(tmp_path, value, message):
     _write(tmp_path / "train.parquet", dataclasses.replace(examples, labels=labels))
     _write(tmp_path / "test.parquet")
     with pytest.raises(DataError, match=message):
-        ParquetConfig(path=str(tmp_path), schema=SCHEMA).build()
+        ParquetConfig(path=str(tmp_path), columns=TAUGHT).build()
