@@ -6,7 +6,7 @@ Names are paths: `dense/layers/0/fmb/y/value` with the optimizer's `.../mu` and 
 
 import dataclasses
 import fnmatch
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ class ArraySpec:
         assert len(self.axes) == len(self.shape), (self.axes, self.shape)
 
 
+@runtime_checkable
 class Program(Protocol):
     """The part of a run's program that checkpoints need."""
 

@@ -1,6 +1,7 @@
 """The checkpoints of a run: `<run>/checkpoints/<step>`, the newest few of them kept."""
 
 import pathlib
+import re
 import shutil
 
 import jax
@@ -10,11 +11,11 @@ from gem_jax.checkpoint.arrays import ArraySpec
 from gem_jax.checkpoint.checksums import checksums
 from gem_jax.checkpoint.errors import CheckpointError, Damage, reason
 from gem_jax.checkpoint.manifest import Manifest, SavedArray
-from gem_jax.run.processes import any_process, is_first
+from gem_jax.run.processes import any_process, first_process_says, is_first
 
 
 class Checkpoints:
-    """Saves and finds a run's checkpoints. Every method is called by all processes.
+    """Saves and finds a run's checkpoints. Called by all processes, where nothing else is said.
 
     A folder without a manifest, whatever its name, is none: it is neither counted nor removed by a save.
 
@@ -39,15 +40,21 @@ class Checkpoints:
         return self.folder / str(step)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there whole, as far as their folders tell, oldest first."""
-        return [step for step in self.candidates() if store.manifest_file(self.path(step)).is_file()]
+        """Steps of the checkpoints that are there whole, as far as their folders tell, oldest first. Asks no other process."""
+        return [step for step in self._named() if store.manifest_file(self.path(step)).is_file()]
 
     def candidates(self) -> list[int]:
-        """Every folder with a step's name, oldest first: also what is damaged, and what is no checkpoint."""
+        """Folders with a step's name, the newest 50, oldest first: also what is damaged, and what is no checkpoint.
+
+        What the first process sees: a shared disk may show the others an older state.
+        """
+        return [int(step) for step in first_process_says(" ".join(map(str, self._named()[-50:]))).split()]
+
+    def _named(self) -> list[int]:
         if not self.folder.is_dir():
             return []
-        names = [p.name for p in self.folder.iterdir() if p.name.isascii() and p.name.isdecimal()]
-        return sorted(int(name) for name in names if name == str(int(name)))
+        names = [p.name for p in self.folder.iterdir() if re.fullmatch("0|[1-9][0-9]{0,17}", p.name, re.ASCII)]
+        return sorted(map(int, names))
 
     def save(self, step: int, arrays: dict[str, jax.Array], manifest: Manifest) -> None:
         """Saves in the background; returns once the arrays may be overwritten. A step that was saved is not saved again.

@@ -60,7 +60,9 @@ class FakeProgram:
         for name, spec in self.logical_specs().items():
             stable = int.from_bytes(hashlib.sha256(f"{seed}{name}".encode()).digest()[:4], "little")
             bits = np.random.default_rng(stable).integers(0, 2**32, spec.shape, np.uint32)
-            numbers[name] = (bits & np.uint32(0xBFFFFFFF)).view(np.float32) if spec.dtype == np.float32 else bits.view(spec.dtype)
+            numbers[name] = (
+                (bits & np.uint32(0xBFFFFFFF)).view(np.float32) if spec.dtype == np.float32 else bits.view(spec.dtype)
+            )
         return numbers
 
     def init(self, seed: int) -> dict[str, jax.Array]:
@@ -86,7 +88,13 @@ class FakeProgram:
             "tasks": [{"name": n} for n in self.tasks],
             "domains": ["app"],
         }
-        return {"config": {"train": {"seed": 3}}, "schema": schema, "mesh": dict(self.mesh.shape), "placement": {}, "versions": {}}
+        return {
+            "config": {"train": {"seed": 3}},
+            "schema": schema,
+            "mesh": dict(self.mesh.shape),
+            "placement": {},
+            "versions": {},
+        }
 
     def replace(self, **changes: Any) -> "FakeProgram":
         return dataclasses.replace(self, **changes, inits=[])
@@ -113,5 +121,3 @@ def assert_same(state: dict[str, jax.Array], numbers: dict[str, np.ndarray]) -> 
     assert state.keys() == numbers.keys()
     for name, x in state.items():
         assert np.asarray(x).tobytes() == numbers[name].tobytes(), name
-
-
