@@ -15,10 +15,15 @@ from gem_jax.checkpoint.checkpoints import Checkpoints, saved_arrays
 from gem_jax.checkpoint.manifest import Manifest
 from gem_jax.run.mesh import make_mesh
 
+REPLICATED = P()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FakeProgram:
-    """Two tables, a map over dense features, heads by task, one matrix; everything has optimizer slots."""
+    """Two tables, a map over dense features, heads by task, one matrix; everything has optimizer slots.
+
+    The matrix is large enough (2 KiB a shard) to lie in a file of its own numbers; smaller ones lie in an index's leaves.
+    """
 
     mesh: Mesh = dataclasses.field(default_factory=lambda: make_mesh(1, 1))
     tables: dict[str, int] = dataclasses.field(default_factory=lambda: {"ad": 64, "user": 32})
@@ -30,7 +35,7 @@ class FakeProgram:
     inits: list[int] = dataclasses.field(default_factory=list)
 
     def logical_specs(self) -> dict[str, ArraySpec]:
-        def spec(shape, *axes, dtype="float32", cut=P(), grows=False):
+        def spec(shape, *axes, dtype="float32", cut=REPLICATED, grows=False):
             return ArraySpec(
                 shape=shape,
                 dtype=np.dtype(dtype),
@@ -45,7 +50,7 @@ class FakeProgram:
             specs[f"tables/{table}/accumulator"] = spec((rows,), cut=self.cut, grows=True)
         for leaf in ("value", "mu", "nu"):
             specs[f"dense/bottom/kernel/{leaf}"] = spec((len(self.dense), self.width), self.dense, None)
-            specs[f"dense/layers/0/{leaf}"] = spec((16, self.width), cut=P("shard"))
+            specs[f"dense/layers/0/{leaf}"] = spec((128, 4 * self.width), cut=P("shard"))
             if "dense" not in self.positional:
                 specs[f"dense/head/{leaf}"] = spec((self.width, len(self.tasks)), None, self.tasks)
         specs["base_logits"] = spec((len(self.tasks),), self.tasks)

@@ -122,16 +122,23 @@ def test_a_sample_of_damages(whole, tmp_path, capfd):
 def test_all_damages(whole, tmp_path, capfd):
     outcomes = run_through(whole, tmp_path, capfd, every=1)
     assert len(outcomes) >= 200
-    assert {"older", "harmless"} >= set(outcomes.values()) and list(outcomes.values()).count("older") >= 80, outcomes
+    assert {"older", "harmless"} >= set(outcomes.values()), outcomes
+    needed = (
+        "7/manifest/metadata",
+        "7/arrays/d/",
+        "7/arrays/manifest.ocdbt",
+        "7/arrays:",
+    )  # the rest is Orbax's own affair
+    assert not [name for name, found in outcomes.items() if name.startswith(needed) and found != "older"]
+    assert list(outcomes.values()).count("older") >= 70, outcomes
 
 
 def test_every_bit_of_a_part_of_the_numbers(whole, tmp_path, capfd):
     """In the files that hold the arrays, where nothing but a checksum finds it: never another number."""
-    data = max((whole / str(NEW) / "arrays" / "d").iterdir(), key=lambda p: p.stat().st_size)
-    inner, size = data.relative_to(whole), data.stat().st_size
-    outcomes = [
-        damaged(whole, tmp_path, lambda run, i=i: flip(i / 24, i % 8)(run / inner), capfd) for i in range(24) if size
-    ]
+    data = max((p for p in (whole / str(NEW) / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    assert data.stat().st_size > 20_000  # three arrays of 8 KiB, whose bits do not compress
+    inner = data.relative_to(whole)
+    outcomes = [damaged(whole, tmp_path, lambda run, i=i: flip(i / 24, i % 8)(run / inner), capfd) for i in range(24)]
     assert outcomes.count("older") >= 20, outcomes
 
 
