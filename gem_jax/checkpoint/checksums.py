@@ -25,7 +25,7 @@ def checksums(arrays: dict[str, jax.Array], rows: dict[str, int] | None = None) 
       rows: arrays of which only the first so many rows count: what they held before they grew.
     """
     sums = {}
-    for name, x in arrays.items():
+    for name, x in sorted(arrays.items()):  # the same order in all processes: each sum is collective
         count = (rows or {}).get(name, x.shape[0] if x.ndim else 1)
         sums[name] = _compiled(_replicated(x.sharding))(x, np.uint32(count))
     words = jax.device_get({name: s.addressable_data(0) for name, s in sums.items()})

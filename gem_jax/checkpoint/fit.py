@@ -100,7 +100,7 @@ class Report:
 def fit(saved: Mapping[str, SavedArray], wanted: Mapping[str, ArraySpec]) -> Fit:
     """Compares by name; reads nothing."""
     takes, unfit = {}, {}
-    for name in wanted.keys() & saved.keys():
+    for name in sorted(wanted.keys() & saved.keys()):  # the same order in all processes: what follows is collective
         found = _take(name, saved[name], wanted[name])
         if isinstance(found, Take):
             takes[name] = found

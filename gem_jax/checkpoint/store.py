@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from gem_jax.checkpoint.errors import Damage, reason
 
@@ -87,7 +86,7 @@ async def _read_all(folder: pathlib.Path, wanted: dict[str, Read]) -> dict[str, 
         if 0 in how.shape:
             return jax.device_put(jnp.zeros(how.shape, how.dtype), how.sharding)
         info = ocp.type_handlers.ParamInfo(
-            name=name, parent_dir=epath.Path(folder), is_ocdbt_checkpoint=True, use_zarr3=False, ts_context=context
+            name=name, parent_dir=folder, is_ocdbt_checkpoint=True, use_zarr3=False, ts_context=context
         )
         args = ocp.ArrayRestoreArgs(sharding=how.sharding, global_shape=how.shape, dtype=how.dtype, strict=False)
         return (await handler.deserialize([info], [args]))[0]
