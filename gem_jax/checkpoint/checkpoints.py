@@ -78,6 +78,7 @@ class Checkpoints:
             self._writer = self._writer or store.Writer()
             self._writer.start(self.path(step), arrays, manifest.to_json())
         except OSError as error:
+            self._abandon()
             raise self._failed(step, error) from error
         self._writing = step
 
@@ -93,7 +94,7 @@ class Checkpoints:
         try:
             self._writer.wait()
         except Exception as error:
-            self._writer = None
+            self._abandon()
             if not _is_of_the_disk(error):
                 raise
             raise self._failed(step, error) from error
@@ -178,6 +179,11 @@ class Checkpoints:
         """By a new name first: a removal that is interrupted leaves no half checkpoint."""
         removed = path if path.name.startswith("removed-") else path.rename(path.with_name(f"removed-{path.name}"))
         shutil.rmtree(removed, ignore_errors=True)
+
+    def _abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(

@@ -2,8 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
+import threading
 from typing import Any
 
 import jax
@@ -15,6 +17,9 @@ from gem_jax.checkpoint.errors import Damage, reason
 
 ARRAYS, MANIFEST = "arrays", "manifest"
 """Folders in a checkpoint's folder."""
+
+ABANDON_S = 30.0
+"""Seconds that a thread of a failed write is waited for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,16 @@ class Writer:
         self._orbax.wait_until_finished()
 
     def close(self) -> None:
+        """Waits as `wait` does, and ends the threads that write."""
         self._orbax.close()
+
+    def abandon(self) -> None:
+        """After a failed write: lets what is left of it end, which would else write into the folder of the next try."""
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):
+                thread.join(timeout=ABANDON_S)
+        with contextlib.suppress(Exception):  # the failure was told already
+            self._orbax.close()
 
 
 def manifest_file(folder: pathlib.Path) -> pathlib.Path:
