@@ -34,6 +34,9 @@ class ArraySpec:
 
     def __post_init__(self):
         assert len(self.axes) == len(self.shape), (self.axes, self.shape)
+        self.sharding.shard_shape(
+            self.shape
+        )  # raises where the mesh does not divide it: that would pass for damage later
 
 
 @runtime_checkable

@@ -126,6 +126,7 @@ def check_positions(positional: Mapping[str, str], old: Mapping[str, Any], new: 
       CheckpointError: names, or their order, differ.
     """
     for kind, parameter in sorted(positional.items()):
+        assert kind in new, (kind, new.keys())
         before, after = members(old, kind), members(new, kind)
         if before != after:
             raise CheckpointError(

@@ -81,13 +81,17 @@ def read(folder: pathlib.Path, wanted: dict[str, Read]) -> dict[str, jax.Array]:
 
     Raises:
       Damage: an array cannot be read.
+      MemoryError, JaxRuntimeError: there is no room for it, which is not the checkpoint's fault.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:  # a notebook's thread has an event loop already
         results = pool.submit(asyncio.run, _read_all(folder.absolute() / ARRAYS, wanted)).result()
     for name, result in results.items():
-        if isinstance(result, BaseException):
-            cause = result if isinstance(result, Exception) else RuntimeError(repr(result))
-            raise Damage(f"array '{name}' cannot be read ({reason(cause)})") from result
+        if isinstance(result, MemoryError | jax.errors.JaxRuntimeError) or not isinstance(
+            result, Exception | jax.Array
+        ):
+            raise result
+        if isinstance(result, Exception):  # damaged bytes lead a library anywhere
+            raise Damage(f"array '{name}' cannot be read ({reason(result)})") from result
     return results
 
 

@@ -11,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gem_jax.checkpoint.arrays import ArraySpec
-from gem_jax.checkpoint.checkpoints import Checkpoints, saved_arrays
-from gem_jax.checkpoint.manifest import Manifest
+from gem_jax.checkpoint.checkpoints import Checkpoints, snapshot
 from gem_jax.run.mesh import make_mesh
 
 REPLICATED = P()
@@ -88,10 +87,10 @@ class FakeProgram:
 
     def describe(self) -> dict[str, Any]:
         schema = {
-            "tables": [{"name": n, "rows": r} for n, r in self.tables.items()],
-            "dense": [{"name": n} for n in self.dense],
-            "tasks": [{"name": n} for n in self.tasks],
-            "domains": ["app"],
+            "tables": tuple({"name": n, "rows": r} for n, r in self.tables.items()),
+            "dense": tuple({"name": n} for n in self.dense),
+            "tasks": tuple({"name": n} for n in self.tasks),
+            "domains": ("app",),
         }
         return {
             "config": {"train": {"seed": 3}},
@@ -105,18 +104,15 @@ class FakeProgram:
         return dataclasses.replace(self, **changes, inits=[])
 
 
-def manifest_of(program: FakeProgram, state: dict[str, jax.Array], step: int, **changes: Any) -> Manifest:
-    arrays = saved_arrays(program.to_logical(state), program.logical_specs())
-    fields = dict(data={}, position={"loader": {"position": 96}}, **program.describe()) | changes
-    return Manifest(step=step, arrays=arrays, **fields)
+def save(checkpoints: Checkpoints, program: FakeProgram, state: dict[str, jax.Array], step: int) -> None:
+    checkpoints.save(*snapshot(program, state, step=step, data={}, position={"loader": {"position": 96}}))
 
 
-def saved(folder: pathlib.Path, program: FakeProgram, *steps: int, keep: int = 2, **changes: Any) -> Checkpoints:
+def saved(folder: pathlib.Path, program: FakeProgram, *steps: int, keep: int = 2) -> Checkpoints:
     """Checkpoints of these steps; each step's numbers are those that the seed of its number gives."""
     checkpoints = Checkpoints(folder, keep=keep)
     for step in steps:
-        state = program.init(step)
-        checkpoints.save(step, state, manifest_of(program, state, step, **changes))
+        save(checkpoints, program, program.init(step), step)
     checkpoints.close()
     return checkpoints
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from gem_jax.checkpoint import store
-from gem_jax.checkpoint.checkpoints import Checkpoints
+from gem_jax.checkpoint.checkpoints import Checkpoints, snapshot
 from gem_jax.checkpoint.errors import CheckpointError
 from gem_jax.checkpoint.restore import restore
 from gem_jax.run.mesh import make_mesh
-from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, manifest_of, saved
+from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, save, saved
 
 PROGRAM = FakeProgram(mesh=make_mesh(2, 4))
 
@@ -35,7 +35,7 @@ def test_no_folder_is_no_checkpoint(tmp_path):
 def test_a_step_is_saved_once(tmp_path):
     checkpoints = saved(tmp_path, PROGRAM, 7)
     other = PROGRAM.init(8)
-    checkpoints.save(7, other, manifest_of(PROGRAM, other, 7))
+    save(checkpoints, PROGRAM, other, 7)
     checkpoints.close()
     assert_same(restore(checkpoints, PROGRAM, pytest.fail).state, PROGRAM.numbers(7))
 
@@ -44,7 +44,7 @@ def test_the_state_may_be_given_away_once_save_returns(tmp_path):
     """As a train step does that donates its state."""
     checkpoints = Checkpoints(tmp_path)
     state = PROGRAM.init(7)
-    checkpoints.save(7, state, manifest_of(PROGRAM, state, 7))
+    save(checkpoints, PROGRAM, state, 7)
     for x in state.values():
         x.delete()
     checkpoints.close()
@@ -54,7 +54,7 @@ def test_the_state_may_be_given_away_once_save_returns(tmp_path):
 def test_saves_go_on_after_a_close(tmp_path):
     checkpoints = saved(tmp_path, PROGRAM, 1)
     state = PROGRAM.init(2)
-    checkpoints.save(2, state, manifest_of(PROGRAM, state, 2))
+    save(checkpoints, PROGRAM, state, 2)
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
     checkpoints.close()
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     with pytest.raises(
         CheckpointError, match="checkpoint .*/7 could not be written .*; see to space and rights in"
     ) as error:
-        checkpoints.save(7, state, manifest_of(PROGRAM, state, 7))
+        save(checkpoints, PROGRAM, state, 7)
     assert "\n" not in str(error.value)
     checkpoints.close()
 
@@ -99,12 +99,12 @@ def test_a_full_disk_in_the_background_is_told_by_the_next_call(tmp_path, monkey
 
     checkpoints = Checkpoints(tmp_path)
     state = PROGRAM.init(7)
-    checkpoints.save(7, state, manifest_of(PROGRAM, state, 7))
+    save(checkpoints, PROGRAM, state, 7)
     with monkeypatch.context() as patch:
         patch.setattr(store.Writer, "wait", full)
         with pytest.raises(CheckpointError, match="checkpoint .*/7 could not be written"):
-            checkpoints.save(8, state, manifest_of(PROGRAM, state, 8))
-    checkpoints.save(9, state, manifest_of(PROGRAM, state, 9))  # another try once there is room
+            save(checkpoints, PROGRAM, state, 8)
+    save(checkpoints, PROGRAM, state, 9)  # another try once there is room
     checkpoints.close()
     assert checkpoints.steps() == [7, 9]
 
@@ -118,7 +118,7 @@ def test_a_bug_in_the_background_keeps_its_traceback(tmp_path, monkeypatch):
 
     checkpoints = Checkpoints(tmp_path)
     state = PROGRAM.init(7)
-    checkpoints.save(7, state, manifest_of(PROGRAM, state, 7))
+    save(checkpoints, PROGRAM, state, 7)
     monkeypatch.setattr(store.Writer, "wait", bug)
     with pytest.raises(ValueError, match="shapes differ") as error:
         checkpoints.close()
@@ -136,11 +136,11 @@ def test_a_write_that_fails_in_orbax_itself(tmp_path, monkeypatch):
     state = PROGRAM.init(7)
     monkeypatch.setattr(JsonCheckpointHandler, "async_save", full)
     with pytest.raises(CheckpointError, match="could not be written .*No space left on device"):
-        checkpoints.save(7, state, manifest_of(PROGRAM, state, 7))
+        save(checkpoints, PROGRAM, state, 7)
         checkpoints.wait()
     assert checkpoints.steps() == []
     monkeypatch.undo()
-    checkpoints.save(7, state, manifest_of(PROGRAM, state, 7))
+    save(checkpoints, PROGRAM, state, 7)
     checkpoints.close()
     assert checkpoints.steps() == [7] and len(list(tmp_path.iterdir())) == 1
 
@@ -149,4 +149,4 @@ def test_what_is_saved_must_be_what_was_specified():
     state = PROGRAM.init(7)
     state["step"] = state["step"].astype(np.float32)
     with pytest.raises(AssertionError, match="step"):
-        manifest_of(PROGRAM, state, 7)
+        snapshot(PROGRAM, state, step=7, data={}, position={})

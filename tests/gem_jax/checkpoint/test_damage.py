@@ -13,7 +13,7 @@ from gem_jax.checkpoint.checkpoints import Checkpoints
 from gem_jax.checkpoint.errors import CheckpointError
 from gem_jax.checkpoint.restore import init_from, restore
 from gem_jax.run.mesh import make_mesh
-from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, manifest_of, saved
+from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, save, saved
 
 PROGRAM = FakeProgram(mesh=make_mesh(2, 4))
 OLD, NEW = 5, 7
@@ -212,7 +212,7 @@ def test_stray_folders(whole, tmp_path, name, rubbish):
     stray(name, rubbish)(run) if not (run / name).exists() else None
     state = PROGRAM.init(8)
     for step in (8, 999):
-        checkpoints.save(step, state, manifest_of(PROGRAM, state, step))
+        save(checkpoints, PROGRAM, state, step)
     checkpoints.close()
     assert checkpoints.steps() == [8, 999]
     assert_same(restore(checkpoints, PROGRAM, said.append).state, PROGRAM.numbers(8))
@@ -224,7 +224,7 @@ def test_a_stray_file_with_a_steps_name(whole, tmp_path):
     (run / "8").write_text("mine")
     checkpoints = Checkpoints(run)
     state = PROGRAM.init(8)
-    checkpoints.save(8, state, manifest_of(PROGRAM, state, 8))
+    save(checkpoints, PROGRAM, state, 8)
     checkpoints.close()
     assert checkpoints.steps() == [NEW, 8] and (run / "damaged-8").read_text() == "mine"
 
@@ -242,7 +242,7 @@ def test_none_left_is_one_sentence_and_the_steps_can_be_saved_again(whole, tmp_p
     assert ["going back" in line for line in said] == [True, False]
     assert {p.name for p in run.iterdir()} == {f"damaged-{OLD}", f"damaged-{NEW}"}
     state = PROGRAM.init(NEW)
-    checkpoints.save(NEW, state, manifest_of(PROGRAM, state, NEW))
+    save(checkpoints, PROGRAM, state, NEW)
     checkpoints.close()
     assert_same(restore(checkpoints, PROGRAM, said.append).state, PROGRAM.numbers(NEW))
 
@@ -297,3 +297,19 @@ def test_numbers_that_change_on_their_way_to_the_devices(whole, tmp_path, monkey
     said: list[str] = []
     assert restore(Checkpoints(run), PROGRAM, said.append).manifest.step == OLD
     assert "the numbers of array 'base_logits' were changed: their checksum differs" in said[0]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
+def test_no_room_is_no_damage(whole, tmp_path, monkeypatch, error):
+    """A checkpoint that does not fit into memory is not set aside."""
+    from orbax.checkpoint.type_handlers import ArrayHandler
+
+    async def full(*args):
+        raise error
+
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    monkeypatch.setattr(ArrayHandler, "deserialize", full)
+    with pytest.raises(type(error)):
+        restore(Checkpoints(run), PROGRAM, pytest.fail)
+    assert Checkpoints(run).steps() == [OLD, NEW]
