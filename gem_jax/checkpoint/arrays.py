@@ -45,8 +45,7 @@ class Program(Protocol):
 
     @property
     def positional(self) -> dict[str, str]:
-        """Kind of schema members (a field of the schema: 'dense', 'tasks', ...) that the model knows by position alone -> a
-        parameter that does."""
+        """Kind of schema members that the model knows by position alone -> a parameter that does (`nn.positional_kinds`)."""
         ...
 
     def logical_specs(self) -> dict[str, ArraySpec]:

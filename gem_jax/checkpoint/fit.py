@@ -126,7 +126,7 @@ def check_positions(positional: Mapping[str, str], old: Mapping[str, Any], new: 
       CheckpointError: names, or their order, differ.
     """
     for kind, parameter in sorted(positional.items()):
-        assert kind in new, (kind, new.keys())
+        assert kind == "attributes" or kind in new, (kind, new.keys())
         before, after = members(old, kind), members(new, kind)
         if before != after:
             raise CheckpointError(
@@ -136,7 +136,9 @@ def check_positions(positional: Mapping[str, str], old: Mapping[str, Any], new: 
 
 
 def members(schema: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    """Names of the schema's members of a kind, in their order."""
+    """Names of the schema's members of a kind, in their order; "attributes" are those of all sequences."""
+    if kind == "attributes":
+        return tuple(f"{s['name']}.{a['name']}" for s in schema.get("sequences", ()) for a in s["attributes"])
     return tuple(m["name"] if isinstance(m, Mapping) else m for m in schema.get(kind, ()))
 
 

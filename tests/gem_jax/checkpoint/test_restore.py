@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from gem_jax.checkpoint.checkpoints import Checkpoints
 from gem_jax.checkpoint.errors import CheckpointError
+from gem_jax.checkpoint.fit import check_positions
 from gem_jax.checkpoint.restore import init_from, newest_manifest, restore
 from gem_jax.run.mesh import make_mesh
 from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, saved
@@ -208,3 +209,14 @@ def test_the_newest_manifest_needs_no_program(tmp_path):
     said = []
     assert newest_manifest(checkpoints, said.append).step == 5
     assert len(said) == 1 and "/7 is damaged: its manifest is not whole JSON" in said[0]
+
+
+def test_attributes_are_members_of_their_sequences():
+    def schema(*names):
+        return {"sequences": [{"name": "clicks", "attributes": [{"name": n} for n in names]}]}
+
+    check_positions({"attributes": "events/w"}, schema("ad", "place"), schema("ad", "place"))
+    with pytest.raises(
+        CheckpointError, match=r"attributes .* from \(clicks.ad, clicks.place\) to \(clicks.place, clicks.ad\)"
+    ):
+        check_positions({"attributes": "events/w"}, schema("ad", "place"), schema("place", "ad"))
