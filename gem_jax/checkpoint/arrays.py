@@ -6,7 +6,7 @@ Names are paths: `dense/layers/0/fmb/y/value` with the optimizer's `.../mu` and 
 
 import dataclasses
 import fnmatch
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -34,15 +34,18 @@ class ArraySpec:
 
     def __post_init__(self):
         assert len(self.axes) == len(self.shape), (self.axes, self.shape)
+        self.sharding.shard_shape(
+            self.shape
+        )  # raises where the mesh does not divide it: that would pass for damage later
 
 
+@runtime_checkable
 class Program(Protocol):
     """The part of a run's program that checkpoints need."""
 
     @property
     def positional(self) -> dict[str, str]:
-        """Kind of schema members (a field of the schema: 'dense', 'tasks', ...) that the model knows by position alone -> a
-        parameter that does."""
+        """Kind of schema members that the model knows by position alone -> a parameter that does (`nn.positional_kinds`)."""
         ...
 
     def logical_specs(self) -> dict[str, ArraySpec]:

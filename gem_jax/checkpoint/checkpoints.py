@@ -1,20 +1,22 @@
 """The checkpoints of a run: `<run>/checkpoints/<step>`, the newest few of them kept."""
 
 import pathlib
+import re
 import shutil
+from typing import Any
 
 import jax
 
 from gem_jax.checkpoint import store
-from gem_jax.checkpoint.arrays import ArraySpec
+from gem_jax.checkpoint.arrays import Program
 from gem_jax.checkpoint.checksums import checksums
 from gem_jax.checkpoint.errors import CheckpointError, Damage, reason
 from gem_jax.checkpoint.manifest import Manifest, SavedArray
-from gem_jax.parallel.processes import any_process, is_first
+from gem_jax.parallel.processes import any_process, first_process_says, is_first
 
 
 class Checkpoints:
-    """Saves and finds a run's checkpoints. Every method is called by all processes.
+    """Saves and finds a run's checkpoints. Called by all processes, where nothing else is said.
 
     A folder without a manifest, whatever its name, is none: it is neither counted nor removed by a save.
 
@@ -24,7 +26,7 @@ class Checkpoints:
 
     Example:
       checkpoints = Checkpoints(run_dir / "checkpoints", keep=2)
-      checkpoints.save(step, arrays, manifest)   # goes on in the background
+      checkpoints.save(*snapshot(program, state, step=step, data=data, position=position))  # goes on in the background
       checkpoints.close()                        # waits for it
     """
 
@@ -39,28 +41,34 @@ class Checkpoints:
         return self.folder / str(step)
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints that are there whole, as far as their folders tell, oldest first."""
-        return [step for step in self.candidates() if store.manifest_file(self.path(step)).is_file()]
+        """Steps of the checkpoints that are there whole, as far as their folders tell, oldest first. Asks no other process."""
+        return [step for step in self._named() if store.manifest_file(self.path(step)).is_file()]
 
     def candidates(self) -> list[int]:
-        """Every folder with a step's name, oldest first: also what is damaged, and what is no checkpoint."""
+        """Folders with a step's name, the newest 50, oldest first: also what is damaged, and what is no checkpoint.
+
+        What the first process sees: a shared disk may show the others an older state.
+        """
+        return [int(step) for step in first_process_says(" ".join(map(str, self._named()[-50:]))).split()]
+
+    def _named(self) -> list[int]:
         if not self.folder.is_dir():
             return []
-        names = [p.name for p in self.folder.iterdir() if p.name.isascii() and p.name.isdecimal()]
-        return sorted(int(name) for name in names if name == str(int(name)))
+        names = [p.name for p in self.folder.iterdir() if re.fullmatch("0|[1-9][0-9]{0,17}", p.name, re.ASCII)]
+        return sorted(map(int, names))
 
-    def save(self, step: int, arrays: dict[str, jax.Array], manifest: Manifest) -> None:
+    def save(self, arrays: dict[str, jax.Array], manifest: Manifest) -> None:
         """Saves in the background; returns once the arrays may be overwritten. A step that was saved is not saved again.
 
         Args:
-          step: the checkpoint's name.
           arrays: the state as `Program.to_logical` gives it.
-          manifest: whose arrays and checksums are these (`saved_arrays`).
+          manifest: whose arrays and checksums are these (`snapshot`).
 
         Raises:
           CheckpointError: this save, or the one before in the background, failed at the file system.
         """
-        assert manifest.step == step and manifest.arrays.keys() == arrays.keys()
+        step = manifest.step
+        assert manifest.arrays.keys() == arrays.keys()
         self.wait()
         if any_process(store.manifest_file(self.path(step)).is_file()):
             return
@@ -70,8 +78,9 @@ class Checkpoints:
             any_process(False)  # nobody writes before it is tidy
             self._writer = self._writer or store.Writer()
             self._writer.start(self.path(step), arrays, manifest.to_json())
-        except OSError as error:
-            raise self._failed(step, error) from error
+        except Exception as error:
+            self._give_up(step, error)
+            raise
         self._writing = step
 
     def wait(self) -> None:
@@ -86,10 +95,8 @@ class Checkpoints:
         try:
             self._writer.wait()
         except Exception as error:
-            self._writer = None
-            if not _is_of_the_disk(error):
-                raise
-            raise self._failed(step, error) from error
+            self._give_up(step, error)
+            raise
         if is_first():
             for old in self.steps()[: -self._keep]:
                 self._remove(self.path(old))
@@ -172,10 +179,16 @@ class Checkpoints:
         removed = path if path.name.startswith("removed-") else path.rename(path.with_name(f"removed-{path.name}"))
         shutil.rmtree(removed, ignore_errors=True)
 
-    def _failed(self, step: int, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"checkpoint {self.path(step)} could not be written ({reason(error)}); see to space and rights in {self.folder}"
-        )
+    def _give_up(self, step: int, error: Exception) -> None:
+        """Ends the failed write; raises CheckpointError where the disk is to blame, and returns for any other bug."""
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+        if _is_of_the_disk(error):
+            raise CheckpointError(
+                f"checkpoint {self.path(step)} could not be written ({reason(error)}); see to space and rights in "
+                f"{self.folder}"
+            ) from error
 
 
 def _is_of_the_disk(error: BaseException | None) -> bool:
@@ -188,14 +201,22 @@ def _is_of_the_disk(error: BaseException | None) -> bool:
     return False
 
 
-def saved_arrays(arrays: dict[str, jax.Array], specs: dict[str, ArraySpec]) -> dict[str, SavedArray]:
-    """What a manifest says of the arrays; waits for them, since their checksums are computed on the devices.
+def snapshot(
+    program: Program, state: Any, *, step: int, data: dict[str, dict[str, Any]], position: dict[str, Any]
+) -> tuple[dict[str, jax.Array], Manifest]:
+    """What `Checkpoints.save` takes. Waits for the state, whose checksums are computed on the devices.
 
     Args:
-      arrays: the state as `Program.to_logical` gives it.
-      specs: `Program.logical_specs`.
+      program: the run's.
+      state: its state.
+      step: optimizer steps taken.
+      data: part of the data -> {'examples': number, 'digest': text}.
+      position: where the run stands, JSON-able: the loader's state and what the run counts.
     """
+    arrays, specs, described = program.to_logical(state), program.logical_specs(), program.describe()
     assert arrays.keys() == specs.keys(), arrays.keys() ^ specs.keys()
     for name, x in arrays.items():
         assert (x.shape, x.dtype) == (specs[name].shape, specs[name].dtype), (name, x.shape, x.dtype, specs[name])
-    return {name: SavedArray.of(specs[name], checksum) for name, checksum in checksums(arrays).items()}
+    saved = {name: SavedArray.of(specs[name], checksum) for name, checksum in checksums(arrays).items()}
+    about = {field: described[field] for field in ("config", "schema", "mesh", "placement", "versions")}
+    return arrays, Manifest(step=step, arrays=saved, data=data, position=position, **about)

@@ -6,6 +6,7 @@ with a probability of 2^-64. Sums of integers have no order: every sharding, eve
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,15 @@ def checksums(arrays: dict[str, jax.Array], rows: dict[str, int] | None = None) 
       arrays: float32, bfloat16, int32, uint32, bool or another dtype of at most 32 bits.
       rows: arrays of which only the first so many rows count: what they held before they grew.
     """
-    sums = {}
-    for name, x in arrays.items():
-        count = (rows or {}).get(name, x.shape[0] if x.ndim else 1)
-        sums[name] = _compiled(_replicated(x.sharding))(x, np.uint32(count))
+    groups: dict[jax.sharding.Sharding, dict[str, jax.Array]] = {}
+    for name, x in sorted(arrays.items()):  # the same order in all processes: a group's sums are collective
+        groups.setdefault(_everywhere(x.sharding), {})[name] = x
+    sums: dict[str, jax.Array] = {}
+    for everywhere, group in groups.items():
+        counts = {n: np.uint32((rows or {}).get(n, x.shape[0] if x.ndim else 1)) for n, x in group.items()}
+        sums |= _compiled(everywhere)(group, counts)
     words = jax.device_get({name: s.addressable_data(0) for name, s in sums.items()})
-    return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in words.items()}
+    return {name: f"{int(words[name][0]):08x}{int(words[name][1]):08x}" for name in arrays}
 
 
 def checksum(x: Shaped[Array, "..."], rows: UInt32[Array, ""]) -> UInt32[Array, "2"]:
@@ -48,12 +52,14 @@ def checksum(x: Shaped[Array, "..."], rows: UInt32[Array, ""]) -> UInt32[Array, 
 
 
 @functools.cache
-def _compiled(out: NamedSharding | None):
-    return jax.jit(checksum, out_shardings=out)
+def _compiled(everywhere: jax.sharding.Sharding) -> Callable:
+    """One program for all arrays of a mesh: one compilation, and one exchange between devices."""
+    return jax.jit(lambda xs, counts: jax.tree.map(checksum, xs, counts), out_shardings=everywhere)
 
 
-def _replicated(sharding: jax.sharding.Sharding) -> NamedSharding | None:
-    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+def _everywhere(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """On every device of the same mesh."""
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -100,7 +100,7 @@ class Report:
 def fit(saved: Mapping[str, SavedArray], wanted: Mapping[str, ArraySpec]) -> Fit:
     """Compares by name; reads nothing."""
     takes, unfit = {}, {}
-    for name in wanted.keys() & saved.keys():
+    for name in sorted(wanted.keys() & saved.keys()):  # the same order in all processes: what follows is collective
         found = _take(name, saved[name], wanted[name])
         if isinstance(found, Take):
             takes[name] = found
@@ -126,6 +126,7 @@ def check_positions(positional: Mapping[str, str], old: Mapping[str, Any], new: 
       CheckpointError: names, or their order, differ.
     """
     for kind, parameter in sorted(positional.items()):
+        assert kind == "attributes" or kind in new, (kind, new.keys())
         before, after = members(old, kind), members(new, kind)
         if before != after:
             raise CheckpointError(
@@ -135,7 +136,9 @@ def check_positions(positional: Mapping[str, str], old: Mapping[str, Any], new: 
 
 
 def members(schema: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    """Names of the schema's members of a kind, in their order."""
+    """Names of the schema's members of a kind, in their order; "attributes" are those of all sequences."""
+    if kind == "attributes":
+        return tuple(f"{s['name']}.{a['name']}" for s in schema.get("sequences", ()) for a in s["attributes"])
     return tuple(m["name"] if isinstance(m, Mapping) else m for m in schema.get(kind, ()))
 
 

@@ -67,7 +67,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able, with the format and a checksum over the rest."""
-        content = json.loads(_canonical({"format": FORMAT, **dataclasses.asdict(self)}))
+        content = as_json({"format": FORMAT, **dataclasses.asdict(self)})
         return {**content, "checksum": digest(content)}
 
     @classmethod
@@ -93,6 +93,11 @@ class Manifest:
             raise CheckpointError(f"checkpoint {where} was written by a newer gem_jax; install that version to read it")
         content["arrays"] = {name: _saved_array(array) for name, array in content["arrays"].items()}
         return cls(**content)
+
+
+def as_json(content: Any) -> Any:
+    """What reading would give after writing: lists for tuples."""
+    return json.loads(_canonical(content))
 
 
 def now() -> str:

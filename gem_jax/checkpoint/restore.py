@@ -10,9 +10,9 @@ import jax
 from gem_jax.checkpoint.arrays import Program, is_value, matches
 from gem_jax.checkpoint.checkpoints import Checkpoints
 from gem_jax.checkpoint.checksums import checksums
-from gem_jax.checkpoint.errors import CheckpointError, Damage, reason
+from gem_jax.checkpoint.errors import CheckpointError, Damage
 from gem_jax.checkpoint.fit import Fit, Report, Take, apply, check_positions, check_strictly, fit
-from gem_jax.checkpoint.manifest import Manifest
+from gem_jax.checkpoint.manifest import Manifest, as_json
 from gem_jax.parallel.processes import any_process
 
 type Say = Callable[[str], None]
@@ -57,7 +57,7 @@ def restore(
 
     def choose(manifest: Manifest) -> Fit:
         check(manifest)
-        schema = program.describe()["schema"]
+        schema = as_json(program.describe()["schema"])
         check_positions(program.positional, manifest.schema, schema)
         fitted = fit(manifest.arrays, specs)
         check_strictly(fitted, schema_changed=manifest.schema != schema)
@@ -91,7 +91,7 @@ def init_from(
 
     def choose(manifest: Manifest) -> Fit:
         positional = {kind: name for kind, name in program.positional.items() if any(name in n for n in wanted)}
-        check_positions(positional, manifest.schema, program.describe()["schema"])
+        check_positions(positional, manifest.schema, as_json(program.describe()["schema"]))
         saved = {n: a for n, a in manifest.arrays.items() if is_value(n) and matches(n, patterns)}
         fitted = fit(saved, wanted)
         if not fitted.takes:
@@ -169,8 +169,6 @@ def _together[T](action: Callable[[], T]) -> tuple[T | None, str | None]:
         refusal = error
     except Damage as damage:
         why = str(damage)
-    except Exception as error:  # damaged bytes may lead a library anywhere
-        why = reason(error)
     if any_process(why is not None):
         return None, why or "another process could not read it"
     if refusal is not None:

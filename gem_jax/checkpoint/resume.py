@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gem_jax.checkpoint.errors import CheckpointError
-from gem_jax.checkpoint.manifest import Manifest
+from gem_jax.checkpoint.manifest import Manifest, as_json
 
 MAY_CHANGE = {
     "name": "what the run is called",
@@ -62,13 +62,14 @@ def compare(manifest: Manifest, config: Mapping[str, Any], data: Mapping[str, Ma
     """
     from gem_jax.config import differences
 
+    config, data = as_json(config), as_json(data)
     _check_data(manifest.data.get("train"), data.get("train"))
     changes = [
         Change(field=f"data identity of {part}", old=manifest.data.get(part), new=data.get(part))
         for part in sorted(manifest.data.keys() | data.keys())
         if manifest.data.get(part) != data.get(part)
     ]
-    for field, (old, new) in differences(dict(manifest.config), dict(config)).items():
+    for field, (old, new) in differences(as_json(manifest.config), config).items():
         if not may_change(field):
             raise CheckpointError(
                 f"{field} is {old!r} in the checkpoint and {new!r} today; resume with {field}={old!r}, or start a new run, "

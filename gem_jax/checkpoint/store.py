@@ -2,20 +2,24 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
+import threading
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from gem_jax.checkpoint.errors import Damage, reason
 
 ARRAYS, MANIFEST = "arrays", "manifest"
 """Folders in a checkpoint's folder."""
+
+ABANDON_S = 30.0
+"""Seconds that a thread of a failed write is waited for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,16 @@ class Writer:
         self._orbax.wait_until_finished()
 
     def close(self) -> None:
+        """Waits as `wait` does, and ends the threads that write."""
         self._orbax.close()
+
+    def abandon(self) -> None:
+        """After a failed write: lets what is left of it end, which would else write into the folder of the next try."""
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):
+                thread.join(timeout=ABANDON_S)
+        with contextlib.suppress(Exception):  # the failure was told already
+            self._orbax.close()
 
 
 def manifest_file(folder: pathlib.Path) -> pathlib.Path:
@@ -68,13 +81,17 @@ def read(folder: pathlib.Path, wanted: dict[str, Read]) -> dict[str, jax.Array]:
 
     Raises:
       Damage: an array cannot be read.
+      MemoryError, JaxRuntimeError: there is no room for it, which is not the checkpoint's fault.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:  # a notebook's thread has an event loop already
         results = pool.submit(asyncio.run, _read_all(folder.absolute() / ARRAYS, wanted)).result()
     for name, result in results.items():
-        if isinstance(result, BaseException):
-            cause = result if isinstance(result, Exception) else RuntimeError(repr(result))
-            raise Damage(f"array '{name}' cannot be read ({reason(cause)})") from result
+        if isinstance(result, MemoryError | jax.errors.JaxRuntimeError) or not isinstance(
+            result, Exception | jax.Array
+        ):
+            raise result
+        if isinstance(result, Exception):  # damaged bytes lead a library anywhere
+            raise Damage(f"array '{name}' cannot be read ({reason(result)})") from result
     return results
 
 
@@ -87,7 +104,7 @@ async def _read_all(folder: pathlib.Path, wanted: dict[str, Read]) -> dict[str, 
         if 0 in how.shape:
             return jax.device_put(jnp.zeros(how.shape, how.dtype), how.sharding)
         info = ocp.type_handlers.ParamInfo(
-            name=name, parent_dir=epath.Path(folder), is_ocdbt_checkpoint=True, use_zarr3=False, ts_context=context
+            name=name, parent_dir=folder, is_ocdbt_checkpoint=True, use_zarr3=False, ts_context=context
         )
         args = ocp.ArrayRestoreArgs(sharding=how.sharding, global_shape=how.shape, dtype=how.dtype, strict=False)
         return (await handler.deserialize([info], [args]))[0]

@@ -11,14 +11,18 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gem_jax.checkpoint.arrays import ArraySpec
-from gem_jax.checkpoint.checkpoints import Checkpoints, saved_arrays
-from gem_jax.checkpoint.manifest import Manifest
+from gem_jax.checkpoint.checkpoints import Checkpoints, snapshot
 from gem_jax.parallel.mesh import make_mesh
+
+REPLICATED = P()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FakeProgram:
-    """Two tables, a map over dense features, heads by task, one matrix; everything has optimizer slots."""
+    """Two tables, a map over dense features, heads by task, one matrix; everything has optimizer slots.
+
+    The matrix is large enough (2 KiB a shard) to lie in a file of its own numbers; smaller ones lie in an index's leaves.
+    """
 
     mesh: Mesh = dataclasses.field(default_factory=lambda: make_mesh(1, 1))
     tables: dict[str, int] = dataclasses.field(default_factory=lambda: {"ad": 64, "user": 32})
@@ -30,7 +34,7 @@ class FakeProgram:
     inits: list[int] = dataclasses.field(default_factory=list)
 
     def logical_specs(self) -> dict[str, ArraySpec]:
-        def spec(shape, *axes, dtype="float32", cut=P(), grows=False):
+        def spec(shape, *axes, dtype="float32", cut=REPLICATED, grows=False):
             return ArraySpec(
                 shape=shape,
                 dtype=np.dtype(dtype),
@@ -45,7 +49,7 @@ class FakeProgram:
             specs[f"tables/{table}/accumulator"] = spec((rows,), cut=self.cut, grows=True)
         for leaf in ("value", "mu", "nu"):
             specs[f"dense/bottom/kernel/{leaf}"] = spec((len(self.dense), self.width), self.dense, None)
-            specs[f"dense/layers/0/{leaf}"] = spec((16, self.width), cut=P("shard"))
+            specs[f"dense/layers/0/{leaf}"] = spec((128, 4 * self.width), cut=P("shard"))
             if "dense" not in self.positional:
                 specs[f"dense/head/{leaf}"] = spec((self.width, len(self.tasks)), None, self.tasks)
         specs["base_logits"] = spec((len(self.tasks),), self.tasks)
@@ -60,7 +64,9 @@ class FakeProgram:
         for name, spec in self.logical_specs().items():
             stable = int.from_bytes(hashlib.sha256(f"{seed}{name}".encode()).digest()[:4], "little")
             bits = np.random.default_rng(stable).integers(0, 2**32, spec.shape, np.uint32)
-            numbers[name] = (bits & np.uint32(0xBFFFFFFF)).view(np.float32) if spec.dtype == np.float32 else bits.view(spec.dtype)
+            numbers[name] = (
+                (bits & np.uint32(0xBFFFFFFF)).view(np.float32) if spec.dtype == np.float32 else bits.view(spec.dtype)
+            )
         return numbers
 
     def init(self, seed: int) -> dict[str, jax.Array]:
@@ -81,29 +87,32 @@ class FakeProgram:
 
     def describe(self) -> dict[str, Any]:
         schema = {
-            "tables": [{"name": n, "rows": r} for n, r in self.tables.items()],
-            "dense": [{"name": n} for n in self.dense],
-            "tasks": [{"name": n} for n in self.tasks],
-            "domains": ["app"],
+            "tables": tuple({"name": n, "rows": r} for n, r in self.tables.items()),
+            "dense": tuple({"name": n} for n in self.dense),
+            "tasks": tuple({"name": n} for n in self.tasks),
+            "domains": ("app",),
         }
-        return {"config": {"train": {"seed": 3}}, "schema": schema, "mesh": dict(self.mesh.shape), "placement": {}, "versions": {}}
+        return {
+            "config": {"train": {"seed": 3}},
+            "schema": schema,
+            "mesh": dict(self.mesh.shape),
+            "placement": {},
+            "versions": {},
+        }
 
     def replace(self, **changes: Any) -> "FakeProgram":
         return dataclasses.replace(self, **changes, inits=[])
 
 
-def manifest_of(program: FakeProgram, state: dict[str, jax.Array], step: int, **changes: Any) -> Manifest:
-    arrays = saved_arrays(program.to_logical(state), program.logical_specs())
-    fields = dict(data={}, position={"loader": {"position": 96}}, **program.describe()) | changes
-    return Manifest(step=step, arrays=arrays, **fields)
+def save(checkpoints: Checkpoints, program: FakeProgram, state: dict[str, jax.Array], step: int) -> None:
+    checkpoints.save(*snapshot(program, state, step=step, data={}, position={"loader": {"position": 96}}))
 
 
-def saved(folder: pathlib.Path, program: FakeProgram, *steps: int, keep: int = 2, **changes: Any) -> Checkpoints:
+def saved(folder: pathlib.Path, program: FakeProgram, *steps: int, keep: int = 2) -> Checkpoints:
     """Checkpoints of these steps; each step's numbers are those that the seed of its number gives."""
     checkpoints = Checkpoints(folder, keep=keep)
     for step in steps:
-        state = program.init(step)
-        checkpoints.save(step, state, manifest_of(program, state, step, **changes))
+        save(checkpoints, program, program.init(step), step)
     checkpoints.close()
     return checkpoints
 
@@ -113,5 +122,3 @@ def assert_same(state: dict[str, jax.Array], numbers: dict[str, np.ndarray]) -> 
     assert state.keys() == numbers.keys()
     for name, x in state.items():
         assert np.asarray(x).tobytes() == numbers[name].tobytes(), name
-
-

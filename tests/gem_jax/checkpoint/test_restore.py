@@ -1,5 +1,6 @@
 """Restoring: the same numbers on any mesh, by name; what does not fit is one sentence; init_from says what it took."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from gem_jax.checkpoint.checkpoints import Checkpoints
 from gem_jax.checkpoint.errors import CheckpointError
+from gem_jax.checkpoint.fit import check_positions
 from gem_jax.checkpoint.restore import init_from, newest_manifest, restore
 from gem_jax.parallel.mesh import make_mesh
 from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, saved
@@ -126,9 +128,7 @@ UNFIT = {
         "'step' is int32 in the checkpoint and uint32 in the model",
     ),
     "places that lost their names": (
-        with_another(FakeProgram(), base_logits=with_another(FakeProgram()).logical_specs()["key"].__class__(
-            **{**vars(SPECS["base_logits"]), "axes": (None,)}
-        )),
+        with_another(FakeProgram(), base_logits=dataclasses.replace(SPECS["base_logits"], axes=(None,))),
         r"'base_logits' of shape \(2,\) has places on axis 0 without names in the model",
     ),
 }  # fmt: skip
@@ -147,7 +147,9 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, case):
 def test_members_known_by_position_alone(tmp_path):
     program = FakeProgram(positional={"dense": "dense/layers/0"})
     checkpoints = saved(tmp_path, program, 7)
-    with pytest.raises(CheckpointError, match=r"dense of the schema changed from \(age, price, hour\) to \(price, age, hour\)"):
+    with pytest.raises(
+        CheckpointError, match=r"dense of the schema changed from \(age, price, hour\) to \(price, age, hour\)"
+    ):
         restore(checkpoints, program.replace(dense=("price", "age", "hour")), silent)
     restore(checkpoints, program.replace(tasks=("buy", "click")), silent)
 
@@ -175,7 +177,10 @@ def test_init_from_takes_values_alone(tmp_path):
     expected["dense/bottom/kernel/value"] = before["dense/bottom/kernel/value"][[2, 0]]
     assert_same(restored.state, expected)
     assert restored.report.taken == 3
-    assert "unfit    tables/user/weight: table 'user' has 32 rows in the checkpoint and 16 in the schema" in restored.report.lines
+    assert (
+        "unfit    tables/user/weight: table 'user' has 32 rows in the checkpoint and 16 in the schema"
+        in restored.report.lines
+    )
     assert "grown    tables/ad/weight: 64 rows taken, 32 new" in restored.report.lines
 
 
@@ -190,7 +195,9 @@ def test_init_from_by_patterns(tmp_path, patterns):
 
 def test_init_from_that_takes_nothing_is_refused(tmp_path):
     program = FakeProgram()
-    with pytest.raises(CheckpointError, match=r"init_from takes nothing from .*/7: no parameter that matches \(none\)") as error:
+    with pytest.raises(
+        CheckpointError, match=r"init_from takes nothing from .*/7: no parameter that matches \(none\)"
+    ) as error:
         init_from(saved(tmp_path, program, 7), program, program.init(9), ("none",), silent)
     sentence(error)
 
@@ -202,3 +209,14 @@ def test_the_newest_manifest_needs_no_program(tmp_path):
     said = []
     assert newest_manifest(checkpoints, said.append).step == 5
     assert len(said) == 1 and "/7 is damaged: its manifest is not whole JSON" in said[0]
+
+
+def test_attributes_are_members_of_their_sequences():
+    def schema(*names):
+        return {"sequences": [{"name": "clicks", "attributes": [{"name": n} for n in names]}]}
+
+    check_positions({"attributes": "events/w"}, schema("ad", "place"), schema("ad", "place"))
+    with pytest.raises(
+        CheckpointError, match=r"attributes .* from \(clicks.ad, clicks.place\) to \(clicks.place, clicks.ad\)"
+    ):
+        check_positions({"attributes": "events/w"}, schema("ad", "place"), schema("place", "ad"))
