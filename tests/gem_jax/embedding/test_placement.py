@@ -115,7 +115,12 @@ def test_the_last_ids_of_the_largest_table_do_not_leave_int32():
     ("tables", "num_shards", "schemes", "sentence"),
     [
         ({"huge": 2**31}, 8, {}, "table 'huge' has 2,147,483,648 rows and int32 ids tell at most 2,147,483,647 apart"),
-        ({"a": 2**30, "b": 2**30}, 1, {}, f"need 2,147,483,648 slots on each of 1 shards and int32 slots address at most {MAX_SLOTS:,}"),
+        (
+            {"a": 2**30, "b": 2**30},
+            1,
+            {},
+            f"need 2,147,483,648 slots on each of 1 shards and int32 slots address at most {MAX_SLOTS:,}",
+        ),
         ({"a": 2**30, "b": 2**30}, 8, {"a": "columns", "b": "columns"}, "placed by columns have 2,147,483,648 rows"),
     ],
 )

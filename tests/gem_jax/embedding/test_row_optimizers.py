@@ -72,9 +72,7 @@ def test_an_update_matches_a_loop(optimizer, ids, l2, groups):
         # A row sums up to R float32 gradients: relative error R eps/2 at worst, sqrt(R) eps typical; 500 lookups of 20
         # rows are 25 each. Adam's bias corrections divide by 1 - 0.99^4: 25 times that.
         np.testing.assert_allclose(new[name], values, rtol=2e-5, atol=5e-6)
-        np.testing.assert_array_equal(
-            np.asarray(new[name])[untouched], np.asarray(state[name])[untouched]
-        )
+        np.testing.assert_array_equal(np.asarray(new[name])[untouched], np.asarray(state[name])[untouched])
     assert new.keys() == expected.keys()
 
 

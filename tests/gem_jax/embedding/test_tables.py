@@ -360,8 +360,8 @@ def test_no_table_needs_a_feature():
 
         specs = tables.specs()
         before = new_state(tables)
-        after = jax.jit(
-            jax.shard_map(step, mesh=tables.mesh, in_specs=(specs,), out_specs=specs, check_vma=False)
-        )(before)
+        after = jax.jit(jax.shard_map(step, mesh=tables.mesh, in_specs=(specs,), out_specs=specs, check_vma=False))(
+            before
+        )
         changed = {n: bool((tables.export(before, n) != tables.export(after, n)).any()) for n in SIZES}
         assert changed == {"user": False, "ad": bool(categoricals), "hour": False}
