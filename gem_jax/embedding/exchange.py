@@ -12,7 +12,7 @@ Shape letters: R ids of a device, S shards, C places, Q = S C (S R where gathere
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,7 @@ def rows_of_lookups(distinct_rows: Float[Array, "R D"], routes: Routes) -> Float
     return distinct_rows.at[routes.lookup].get(mode="fill", fill_value=0.0)
 
 
+@runtime_checkable
 class Exchange(Protocol):
     """How values travel; `to_owners` and `to_askers` are inverse, but for what repeats at an owner."""
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
@@ -62,7 +63,7 @@ class LogicalRows:
         """The logical array of a table's weights or slot, from the state of its group."""
         return self._extracting(place.scheme, place.rows, slot, has_columns)(state, place.first, place.shard)
 
-    def insert(self, state: RowState, place: TablePlace, slot: str, values: Array) -> RowState:
+    def insert(self, state: RowState, place: TablePlace, slot: str, values: Array | np.ndarray) -> RowState:
         """The state of the table's group, which is donated, with the table's weights or slot replaced."""
         return self._inserting(place.scheme, place.rows, slot, values.ndim == 2)(
             state, values, place.first, place.shard

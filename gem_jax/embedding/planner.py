@@ -18,7 +18,7 @@ The rule:
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import rich.box
@@ -92,7 +92,7 @@ def plan_tables(
     memory_bytes_per_device: int | None = None,
     dense_bytes: int = 0,
     reserved_bytes: int = 0,
-    overrides: Mapping[str, Scheme] | None = None,
+    overrides: Mapping[str, str] | None = None,
     optimizer: RowOptimizer = RowwiseAdagrad(),  # noqa: B008  (frozen)
     store: RowStore = DeviceStore(),  # noqa: B008
     fully_sharded: bool = False,
@@ -112,15 +112,14 @@ def plan_tables(
     Raises:
       PlanError: an argument is wrong, or nothing fits.
     """
-    overrides = dict(overrides or {})
-    _check_tables(loads, overrides)
+    schemes = _checked(loads, overrides or {})
     room = (NO_LIMIT if memory_bytes_per_device is None else memory_bytes_per_device) - reserved_bytes
 
     def row_bytes(width: int) -> int:
         return store.row_bytes(width, optimizer.slots)
 
-    planner = _Planner(tuple(loads), dim, room, dense_bytes, overrides, row_bytes, fully_sharded)
-    for n in _shards(num_devices, replica, shard, dim, [name for name, s in overrides.items() if s == "columns"]):
+    planner = _Planner(tuple(loads), dim, room, dense_bytes, schemes, row_bytes, fully_sharded)
+    for n in _shards(num_devices, replica, shard, dim, [name for name, s in schemes.items() if s == "columns"]):
         plan = planner.plan(num_devices // n, n)
         if planner.fits(plan):
             return plan
@@ -282,7 +281,8 @@ def _does_not_fit(plan: TablesPlan, reserved: int, has: int) -> str:
     )
 
 
-def _check_tables(loads: Sequence[TableLoad], overrides: Mapping[str, Scheme]) -> None:
+def _checked(loads: Sequence[TableLoad], overrides: Mapping[str, str]) -> dict[str, Scheme]:
+    """The overrides, which come from a user as any words."""
     names = [t.name for t in loads]
     if len(set(names)) < len(names):
         raise PlanError(f"the tables are {names}; give each a name of its own")
@@ -294,6 +294,7 @@ def _check_tables(loads: Sequence[TableLoad], overrides: Mapping[str, Scheme]) -
             raise PlanError(f"there is no table '{name}' to give a scheme; the tables are {names}")
         if scheme not in get_args(Scheme):
             raise PlanError(f"table '{name}' has the scheme '{scheme}'; choose one of {list(get_args(Scheme))}")
+    return cast(dict[str, Scheme], dict(overrides))
 
 
 def _ceil(value: int, divisor: int) -> int:

@@ -8,7 +8,7 @@ Shape letters: Q distinct rows, D columns.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -59,6 +59,7 @@ type Slots = dict[str, Array]
 """Slot name -> float32 [Q, D] or [Q] of the touched rows."""
 
 
+@runtime_checkable
 class RowOptimizer(Protocol):
     """Which slots a row has, and how a gradient changes it."""
 

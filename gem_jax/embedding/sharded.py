@@ -31,7 +31,7 @@ from gem_jax.embedding.row_optimizers import RowOptimizer, StepContext
 from gem_jax.embedding.stores.store import WEIGHT, RowState, RowStore, update_rows
 from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD
 
-type Requests = list[tuple[str, Int[Array, " r"]]]
+type Requests = list[tuple[str, Int[Array, "_"] | Int[np.ndarray, "_"]]]
 """(table, ids with -1 where absent) of each feature in turn; their sizes add up to R."""
 
 type Sizes = list[tuple[str, int]]

@@ -3,7 +3,7 @@
 Shape letters: L rows of the shard, Q rows that are read or written, D columns.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
@@ -16,6 +16,7 @@ type RowState = dict[str, Array]
 """A shard's rows as the store keeps them: arrays whose first axis is L and whose second, where there is one, is the columns'."""
 
 
+@runtime_checkable
 class RowStore(Protocol):
     """Keeps weights and slots of the rows of a shard; everything that enters or leaves it is float32.
 

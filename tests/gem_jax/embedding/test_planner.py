@@ -11,12 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from gem_jax.embedding.placement import Scheme
-from gem_jax.embedding.planner import MIN_COLUMNS, Plan, PlanError, TableLoad, plan_tables, received_bytes, table_of
-from gem_jax.embedding.touched_rows import TableOptimizer
+from gem_jax.embedding.config import Scheme
+from gem_jax.embedding.planner import (
+    MIN_COLUMNS,
+    PlanError,
+    TableLoad,
+    TablesPlan,
+    plan_tables,
+    received_bytes,
+    table_of,
+)
+from gem_jax.embedding.row_optimizers import Adam, RowwiseAdagrad, Sgd
 
 SCHEMES = get_args(Scheme)
-NUM_STATES = {"rowwise_adagrad": 0, "adam": 2, "sgd": 0}  # arrays as large as the weights
 
 LOADS = [TableLoad(name="ad", rows=1000, ids=64), TableLoad(name="user", rows=3000, ids=32)]
 ROW = 4 * 16 + 4  # bytes of 16 columns and the accumulator
@@ -33,12 +40,12 @@ def cases(draw) -> dict[str, Any]:
         "dim": shard * draw(st.integers(1, 4)),
         "shard": shard,
         "num_devices": shard * replica,
-        "optimizer": draw(st.sampled_from(get_args(TableOptimizer))),
+        "optimizer": draw(st.sampled_from([RowwiseAdagrad(), Adam(), Sgd()])),
         "fully_sharded": draw(st.booleans()),
     }
 
 
-def shards_of_row(plan: Plan, table: int, row: int) -> set[int]:
+def shards_of_row(plan: TablesPlan, table: int, row: int) -> set[int]:
     """Who has (a part of) a row; salt 0."""
     t = plan.tables[table]
     if t.scheme == "columns":
@@ -46,7 +53,7 @@ def shards_of_row(plan: Plan, table: int, row: int) -> set[int]:
     return {row % plan.shard} if t.scheme == "rows" else {t.owner if t.owner is not None else -1}
 
 
-def count_received(plan: Plan, ids: dict[tuple[int, int], list[np.ndarray]]) -> list[int]:
+def count_received(plan: TablesPlan, ids: dict[tuple[int, int], list[np.ndarray]]) -> list[int]:
     """Bytes that each GPU of replica 0 receives, from every message; ids: (replica, shard) -> ids of each table."""
     received = [0] * plan.shard
     for i, t in enumerate(plan.tables):
@@ -64,7 +71,7 @@ def count_received(plan: Plan, ids: dict[tuple[int, int], list[np.ndarray]]) -> 
     return received
 
 
-def evenly_spread_ids(plan: Plan) -> dict[tuple[int, int], list[np.ndarray]]:
+def evenly_spread_ids(plan: TablesPlan) -> dict[tuple[int, int], list[np.ndarray]]:
     """Consecutive ids, each GPU's after those of the one before, so that a group touches as many rows as it can."""
     return {
         (m, s): [((m * plan.shard + s) * t.ids + np.arange(t.ids)) % t.rows for t in plan.tables]
@@ -97,7 +104,7 @@ def test_traffic_of_every_id_of_every_table_is_bounded(case):
         assert list(plan.traffic_bytes) == counted
 
 
-def allocate(plan: Plan, optimizer: str, parts: int) -> tuple[list[int], int]:
+def allocate(plan: TablesPlan, optimizer, parts: int) -> tuple[list[int], int]:
     """[shard] bytes of arrays as a GPU of each shard would allocate them, and of those of the fullest when gathered."""
     stored = []
     by_columns = sum(t.rows for t in plan.tables if t.scheme == "columns")
@@ -108,8 +115,8 @@ def allocate(plan: Plan, optimizer: str, parts: int) -> tuple[list[int], int]:
         stored.append(0)
         for height, width in ((rows, plan.dim), (by_columns, plan.dim // plan.shard)):
             weight = np.zeros((int(np.ceil(height / parts)), width), np.float32)
-            accumulator = np.zeros(len(weight) if optimizer == "rowwise_adagrad" else 0, np.float32)
-            stored[-1] += weight.nbytes * (1 + NUM_STATES[optimizer]) + accumulator.nbytes
+            accumulator = np.zeros(len(weight) if isinstance(optimizer, RowwiseAdagrad) else 0, np.float32)
+            stored[-1] += weight.nbytes * (3 if isinstance(optimizer, Adam) else 1) + accumulator.nbytes
     return stored, parts * max(stored) if parts > 1 else 0
 
 
@@ -176,7 +183,7 @@ def test_an_owner_needs_room_and_where_traffic_leaves_none_tables_go_by_size():
             shard=2,
             overrides={name: "tables" for name in sizes},
             memory_bytes_per_device=memory,
-            optimizer="sgd",
+            optimizer=Sgd(),
         )
         return [t.owner for t in plan.tables]
 
@@ -192,7 +199,7 @@ def test_room_is_what_columns_the_dense_share_and_gathered_shards_leave():
     loads = [TableLoad(name=name, rows=rows, ids=ids) for name, rows, ids in (("a", 4, 4), ("b", 4, 4), ("c", 8, 0))]
     loads.append(TableLoad(name="wide", rows=60, ids=1))
     overrides = {"a": "tables", "b": "tables", "c": "tables", "wide": "columns"}
-    mesh = {"dim": 4, "num_devices": 4, "shard": 2, "optimizer": "sgd", "fully_sharded": True}
+    mesh = {"dim": 4, "num_devices": 4, "shard": 2, "optimizer": Sgd(), "fully_sharded": True}
     # Half of 8 rows of 16 bytes and of 60 of 8 is stored, and the whole gathered; `dense` has 400 of 800 bytes.
     memory = 3 * (4 * 16 + 30 * 8) + 400
     plan = plan_tables(loads, **mesh, overrides=overrides, dense_bytes=800, memory_bytes_per_device=memory)

@@ -1,11 +1,12 @@
 """Which rows a batch looks up, and which feature gets them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gem_jax.data.batch import Batch, Events
 from gem_jax.data.schema import Categorical, Schema, Sequence, Table, Task
-from gem_jax.embedding.collection import TableCollection
+from gem_jax.embedding.tables import num_lookups, pool, requests_of, unpool
 
 SCHEMA = Schema(
     tables=(Table(name="ad", rows=7), Table(name="topic", rows=5)),
@@ -39,11 +40,11 @@ def make_batch() -> Batch:
 
 
 def test_each_feature_gets_the_rows_of_its_table():
-    collection, batch = TableCollection(SCHEMA, dim=4), make_batch()
+    batch = make_batch()
     rng = np.random.default_rng(0)
     tables = {t.name: rng.normal(size=(t.rows, 4)).astype(np.float32) for t in SCHEMA.tables}
-    parts = [np.where((ids >= 0)[:, None], tables[table][ids], 0) for table, ids in collection.ids(batch)]
-    embedded = collection.split(np.concatenate(parts).astype(np.float32), batch)
+    parts = [np.where((ids >= 0)[:, None], tables[table][ids], 0) for table, ids in requests_of(SCHEMA, batch)]
+    embedded = pool(SCHEMA, jnp.asarray(np.concatenate(parts), jnp.float32), batch)
     ad, topic = tables["ad"], tables["topic"]
     np.testing.assert_array_equal(embedded.features["ad"], np.stack([ad[3], np.zeros(4)]))
     np.testing.assert_allclose(
@@ -54,8 +55,18 @@ def test_each_feature_gets_the_rows_of_its_table():
     np.testing.assert_array_equal(embedded.events["clicks"]["ad"], expected)
 
 
+def test_gradients_go_back_the_way_that_rows_came():
+    """To the bit what differentiating `pool` gives."""
+    batch = make_batch()
+    rng = np.random.default_rng(1)
+    rows = jnp.asarray(rng.normal(size=(24, 4)), jnp.float32)
+    embedded, pull_back = jax.vjp(lambda rows: pool(SCHEMA, rows, batch), rows)
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), embedded)
+    np.testing.assert_array_equal(unpool(SCHEMA, grads, batch.ids), *pull_back(grads))
+
+
 def test_lookups_are_counted_from_shapes_alone():
-    collection, batch = TableCollection(SCHEMA, dim=4), make_batch()
-    assert collection.num_lookups(batch) == sum(len(ids) for _, ids in collection.ids(batch)) == 2 + 6 + 16
+    batch = make_batch()
+    assert num_lookups(SCHEMA, batch) == sum(len(ids) for _, ids in requests_of(SCHEMA, batch)) == 2 + 6 + 16
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    assert collection.num_lookups(shapes) == 24
+    assert num_lookups(SCHEMA, shapes) == 24

@@ -1,16 +1,17 @@
 """Optimizers of touched rows against plain NumPy loops in float64."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gem_jax.embedding import touched_rows
-from gem_jax.embedding.touched_rows import TableState, lookup, new_state, sum_by_row
+from gem_jax.embedding.repeats import sum_by_row
+from gem_jax.embedding.row_optimizers import Adam, RowwiseAdagrad, Sgd, StepContext, row_optimizer
+from gem_jax.embedding.stores.device import DeviceStore
+from gem_jax.embedding.stores.store import update_rows
 
 NUM_ROWS, DIM = 20, 8
+STORE = DeviceStore()
 IDS = {
     "all equal": np.array([3, 3, 3, 3, 3, 3]),
     "distinct": np.array([0, 1, 2, 3, 4, 5]),
@@ -22,9 +23,15 @@ IDS = {
 }
 
 
+def new_state(optimizer, weight):
+    shapes = {slot.name: weight.shape if slot.per == "number" else weight.shape[:1] for slot in optimizer.slots}
+    initial = {slot.name: slot.initial for slot in optimizer.slots}
+    return STORE.init(weight, {name: jnp.full(shape, initial[name], jnp.float32) for name, shape in shapes.items()})
+
+
 def by_loop(optimizer, state, ids, grads, *, lr, l2, step, groups):
     """The update row by row; every array float64."""
-    state = {name: np.float64(x) for name, x in vars(state).items() if x is not None}
+    state = {name: np.float64(x) for name, x in state.items()}
     weight = state["weight"]
     for row in sorted({i for i in ids.tolist() if i >= 0}):
         g = grads[ids == row].astype(np.float64).sum(axis=0) + l2 * weight[row]
@@ -48,15 +55,15 @@ def by_loop(optimizer, state, ids, grads, *, lr, l2, step, groups):
 )
 def test_an_update_matches_a_loop(optimizer, ids, l2, groups):
     rng = np.random.default_rng(1)
-    state = new_state(optimizer, jnp.asarray(rng.normal(size=(NUM_ROWS, DIM)), jnp.float32), 0.0)
+    rule = row_optimizer(optimizer, l2=l2, beta2=0.99)
+    state = new_state(rule, jnp.asarray(rng.normal(size=(NUM_ROWS, DIM)), jnp.float32))
     state = jax.tree.map(lambda x: x + jnp.asarray(rng.uniform(0.1, 1, x.shape), jnp.float32), state)
     grads = rng.normal(size=(len(ids), DIM)).astype(np.float32)
 
     @jax.jit
     def step(state, ids, grads):
         rows, sums = sum_by_row(ids, grads, NUM_ROWS)
-        options = dict(learning_rate=0.1, step=3, l2=l2, beta1=0.9, beta2=0.99, groups=groups)
-        return touched_rows.update(optimizer, state, rows, sums, **options)
+        return update_rows(STORE, rule, state, rows, sums, StepContext(learning_rate=0.1, step=3, groups=groups))
 
     new = step(state, ids.astype(np.int32), grads)
     expected = by_loop(optimizer, state, ids, grads, lr=0.1, l2=l2, step=3, groups=groups)
@@ -64,27 +71,37 @@ def test_an_update_matches_a_loop(optimizer, ids, l2, groups):
     for name, values in expected.items():
         # A row sums up to R float32 gradients: relative error R eps/2 at worst, sqrt(R) eps typical; 500 lookups of 20
         # rows are 25 each. Adam's bias corrections divide by 1 - 0.99^4: 25 times that.
-        np.testing.assert_allclose(getattr(new, name), values, rtol=2e-5, atol=5e-6)
-        np.testing.assert_array_equal(
-            np.asarray(getattr(new, name))[untouched], np.asarray(getattr(state, name))[untouched]
-        )
-    assert {n for n, x in vars(new).items() if x is not None} == expected.keys()
+        np.testing.assert_allclose(new[name], values, rtol=2e-5, atol=5e-6)
+        np.testing.assert_array_equal(np.asarray(new[name])[untouched], np.asarray(state[name])[untouched])
+    assert new.keys() == expected.keys()
 
 
-def test_lookup_of_absent_ids_is_zero():
+def test_rows_outside_are_read_as_zeros_and_not_written():
     weight = jnp.arange(12.0).reshape(4, 3) + 1
-    rows = lookup(weight, jnp.array([3, -1, 0]))
-    np.testing.assert_array_equal(rows, [[10, 11, 12], [0, 0, 0], [1, 2, 3]])
+    state = STORE.init(weight, {"accumulator": jnp.arange(4.0)})
+    rows = jnp.array([-1, 0, 3, 4])
+    np.testing.assert_array_equal(STORE.read(state, "weight", rows), [[0] * 3, [1, 2, 3], [10, 11, 12], [0] * 3])
+    np.testing.assert_array_equal(STORE.read(state, "accumulator", rows), [0, 0, 3, 0])
+    added = STORE.add(state, rows, jnp.ones((4, 3)))
+    np.testing.assert_array_equal(added["weight"] - weight, [[1] * 3, [0] * 3, [0] * 3, [1] * 3])
+    written = STORE.write(state, "accumulator", rows, jnp.full(4, 9.0))
+    np.testing.assert_array_equal(written["accumulator"], [9, 1, 2, 9])
 
 
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam", "sgd"])
+def test_initial_slots_and_bytes_of_a_row():
+    adagrad, adam = RowwiseAdagrad(initial_accumulator=0.5), Adam()
+    assert [(s.name, s.per, s.initial) for s in adagrad.slots] == [("accumulator", "row", 0.5)]
+    assert [STORE.row_bytes(16, o.slots) for o in (adagrad, adam, Sgd())] == [68, 192, 64]
+
+
+@pytest.mark.parametrize("optimizer", [RowwiseAdagrad(), Adam(), Sgd()])
 def test_an_update_makes_nothing_of_the_tables_size(optimizer):
     num_rows, dim, num_ids = 200_000, 32, 256
-    state = jax.eval_shape(lambda: new_state(optimizer, jnp.zeros((num_rows, dim)), 0.0))
+    state = jax.eval_shape(lambda: new_state(optimizer, jnp.zeros((num_rows, dim))))
 
-    def step(state: TableState, ids, grads):
+    def step(state, ids, grads):
         rows, sums = sum_by_row(ids, grads, num_rows)
-        return touched_rows.update(optimizer, state, rows, sums, learning_rate=0.1)
+        return update_rows(STORE, optimizer, state, rows, sums, StepContext(learning_rate=0.1))
 
     args = jax.ShapeDtypeStruct((num_ids,), jnp.int32), jax.ShapeDtypeStruct((num_ids, dim), jnp.float32)
     memory = jax.jit(step, donate_argnums=0).lower(state, *args).compile().memory_analysis()
@@ -95,10 +112,10 @@ def test_the_mean_of_a_row_may_come_from_elsewhere():
     """Half of the columns with the whole row's mean is half of the whole update."""
     rng = np.random.default_rng(2)
     weight, grads = (jnp.asarray(rng.normal(size=(6, 8)), jnp.float32) for _ in range(2))
-    rows = jnp.arange(6)
-    update = functools.partial(touched_rows.update, "rowwise_adagrad", learning_rate=0.3)
-    whole = update(new_state("rowwise_adagrad", weight, 0.5), rows, grads)
+    rows, rule = jnp.arange(6), RowwiseAdagrad(initial_accumulator=0.5)
+    whole = update_rows(STORE, rule, new_state(rule, weight), rows, grads, StepContext(learning_rate=0.3))
     mean = jnp.square(grads).mean(axis=1)
-    half = update(new_state("rowwise_adagrad", weight[:, :4], 0.5), rows, grads[:, :4], row_mean=lambda _: mean)
-    np.testing.assert_array_equal(half.accumulator, whole.accumulator)
-    np.testing.assert_array_equal(half.weight, whole.weight[:, :4])
+    context = StepContext(learning_rate=0.3, row_mean=lambda _: mean)
+    half = update_rows(STORE, rule, new_state(rule, weight[:, :4]), rows, grads[:, :4], context)
+    np.testing.assert_array_equal(half["accumulator"], whole["accumulator"])
+    np.testing.assert_array_equal(half["weight"], whole["weight"][:, :4])

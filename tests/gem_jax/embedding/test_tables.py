@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Categorical, Schema, Table, Task
-from gem_jax.embedding.sharded import ShardedTables, TablesConfig
+from gem_jax.embedding.config import TablesConfig
+from gem_jax.embedding.placement import Placement
+from gem_jax.embedding.row_optimizers import row_optimizer
+from gem_jax.embedding.stores.device import DeviceStore
+from gem_jax.embedding.tables import Embedded, Tables, row_values
+from gem_jax.errors import UserError
 from gem_jax.parallel.mesh import EVERYWHERE, make_mesh
-from gem_jax.parallel.sharding import shardings, state_specs
-from tests.gem_jax.embedding.test_touched_rows import by_loop
+from gem_jax.parallel.sharding import shardings
+from tests.gem_jax.embedding.test_row_optimizers import by_loop
 
 DIM, NUM_DEVICES, LR = 8, 8, 0.1
+SHARD_OF_WHOLE = {"user": 1, "ad": 3, "hour": 0}
 TABLES = (Table(name="user", rows=300), Table(name="ad", rows=64), Table(name="hour", rows=5))
 SCHEMA = Schema(
     tables=TABLES,
@@ -34,48 +41,74 @@ class Run:
     rows: dict[str, np.ndarray]
     before: dict[str, dict[str, np.ndarray]]
     after: dict[str, dict[str, np.ndarray]]
-    fits: bool
+    overflows: bool
 
 
-def run(replica, shard, config, ids, grads, *, optimizer="rowwise_adagrad", owners=None, steps=1, ragged=False) -> Run:
-    mesh = make_mesh(replica, shard)
-    tables = ShardedTables(SCHEMA, DIM, mesh, config, owners=owners, optimizer=optimizer, initial_accumulator=0.5)
-    tables.ragged = ragged
-    stacked = {group: tables.stacked_ids(group) for group in tables.groups}
-    init = functools.partial(tables.init, jax.random.key(0), 1.0)
-    specs = state_specs({"tables": jax.eval_shape(init, stacked)}, fully_sharded=config.fully_sharded)["tables"]
-    state = jax.jit(init, out_shardings=shardings(mesh, specs))(stacked)
+def make_tables(replica, shard, config, *, optimizer="rowwise_adagrad", store=DeviceStore(), dim=DIM) -> Tables:  # noqa: B008
+    owners = {name: owner % shard for name, owner in SHARD_OF_WHOLE.items()}
+    multiple = replica if config.fully_sharded else 1
+    placement = Placement(TABLES, shard, schemes=config.schemes, owners=owners, multiple=multiple)
+    rule = row_optimizer(optimizer, initial_accumulator=0.5)
+    return Tables(SCHEMA, dim, make_mesh(replica, shard), config, placement, rule, store)
+
+
+def as_batch(ids) -> Batch:
+    """One device's [n] ids of each table as a batch of a categorical each."""
+    nothing = jnp.zeros(0)
+    return Batch(
+        ids={name: x[0][:, None] for name, x in ids.items()},
+        dense=nothing,
+        vectors={},
+        sequences={},
+        labels=nothing,
+        domain=nothing,
+        weight=nothing,
+    )
+
+
+def make_step(tables: Tables):
+    """(state, ids, grads, number) -> (state, rows by table, overflow), jitted."""
 
     def step(state, ids, grads, number):
-        requests = [(name, ids[name][0]) for name in SIZES]
-        opened = tables.open(state)
-        rows, found = tables.lookup(opened, requests)
-        flat = jnp.concatenate([grads[name][0] for name in SIZES])
-        new = tables.update(opened, requests, found, flat, learning_rate=LR, step=number)
-        fits = jnp.bool(True) if found.fits is None else found.fits
-        ends = np.cumsum(list(SIZES.values()))
-        parts = {n: rows[None, end - SIZES[n] : end] for n, end in zip(SIZES, ends, strict=True)}
-        return tables.close(new, number), parts, fits
+        embedded, ticket = tables.lookup(state, as_batch(ids))
+        by_table = Embedded(features={name: grads[name][0] for name in SIZES}, events={})
+        new = tables.update(state, ticket, by_table, learning_rate=LR, step=number)
+        return new, {n: rows[None] for n, rows in embedded.features.items()}, ticket.overflow
 
     everywhere = P(EVERYWHERE)
+    specs = tables.specs()
     mapped = jax.shard_map(
         step,
-        mesh=mesh,
+        mesh=tables.mesh,
         in_specs=(specs, everywhere, everywhere, P()),
         out_specs=(specs, everywhere, P()),
         check_vma=False,
     )
-    exported = functools.partial(_export, tables)
-    before = exported(state)
+    return jax.jit(mapped)
+
+
+def new_state(tables: Tables):
+    return jax.jit(tables.init, out_shardings=shardings(tables.mesh, tables.specs()))(jax.random.key(0))
+
+
+def export(tables: Tables, state) -> dict[str, dict[str, np.ndarray]]:
+    slots = ["weight", *(slot.name for slot in tables.optimizer.slots)]
+    return {t.name: {slot: tables.export(state, t.name, slot) for slot in slots} for t in TABLES}
+
+
+def run(replica, shard, config, ids, grads, *, steps=1, ragged=False, **options) -> Run:
+    tables = make_tables(replica, shard, config, **options)
+    tables.sharded.ragged = ragged
+    state, step = new_state(tables), make_step(tables)
+    before = export(tables, state)
     for number in range(steps):
-        state, rows, fits = jax.jit(mapped)(state, ids, grads, number)
-    return Run(rows={n: np.asarray(x) for n, x in rows.items()}, before=before, after=exported(state), fits=bool(fits))
-
-
-def _export(tables, state):
-    one = next(iter(state.values()))
-    fields = [name for name, x in vars(one).items() if x is not None]
-    return {t.name: {f: tables.export(state, t.name, f) for f in fields} for t in TABLES}
+        state, rows, overflow = step(state, ids, grads, number)
+    return Run(
+        rows={n: np.asarray(x) for n, x in rows.items()},
+        before=before,
+        after=export(tables, state),
+        overflows=bool(overflow),
+    )
 
 
 def draw(kind: str, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -108,9 +141,7 @@ def check(result: Run, ids, grads):
         expected = np.where((values >= 0)[..., None], weight[values], 0)
         np.testing.assert_array_equal(result.rows[name], expected)
         flat_ids, flat_grads = values.reshape(-1), grads[name].reshape(-1, DIM)
-        state = type("State", (), {})()
-        vars(state).update(result.before[name])
-        wanted = by_loop("rowwise_adagrad", state, flat_ids, flat_grads, lr=LR, l2=0.0, step=0, groups=1)
+        wanted = by_loop("rowwise_adagrad", result.before[name], flat_ids, flat_grads, lr=LR, l2=0.0, step=0, groups=1)
         for field, numbers in wanted.items():
             # Up to 320 gradients of order 1 a row: sqrt(320) eps of their absolute sum, about 2e-6 of 300.
             np.testing.assert_allclose(result.after[name][field], numbers, rtol=3e-5, atol=1e-5)
@@ -139,8 +170,7 @@ SCHEMES = {
 @pytest.mark.parametrize("schemes", SCHEMES.values(), ids=SCHEMES.keys())
 def test_any_ids_by_other_schemes(kind, schemes):
     ids, grads = draw(kind)
-    owners = {"user": 1, "ad": 3, "hour": 0}
-    check(run(2, 4, TablesConfig(schemes=schemes), ids, grads, owners=owners), ids, grads)
+    check(run(2, 4, TablesConfig(schemes=schemes), ids, grads), ids, grads)
 
 
 @pytest.mark.parametrize("schemes", [{}, SCHEMES["mixed"]], ids=["rows", "mixed"])
@@ -155,14 +185,14 @@ def test_ten_times_the_expected_ids_lose_nothing(kind):
     """Places for a tenth of what an even share would need: the slower way runs, is exact, and says so."""
     ids, grads = draw(kind)
     result = run(2, 4, TablesConfig(capacity=0.1), ids, grads)
-    assert not result.fits
+    assert result.overflows
     check(result, ids, grads)
 
 
 def test_what_fits_is_not_counted_as_overflow():
     for kind in ("random", "all equal", "empty"):
         ids, grads = draw(kind)
-        assert run(1, 8, TablesConfig(), ids, grads).fits
+        assert not run(1, 8, TablesConfig(), ids, grads).overflows
 
 
 def test_one_hot_shard_overflows_and_is_exact():
@@ -171,7 +201,7 @@ def test_one_hot_shard_overflows_and_is_exact():
         ((np.arange(NUM_DEVICES * 40) * 8) % 296).reshape(8, 40).astype(np.int32)
     )  # 37 distinct ids, one owner
     result = run(1, 8, TablesConfig(), ids, grads)
-    assert not result.fits
+    assert result.overflows
     check(result, ids, grads)
 
 
@@ -209,7 +239,7 @@ def test_any_ids_by_a_ragged_exchange(kind, monkeypatch):
     ids, grads = draw(kind)
     result = run(2, 4, TablesConfig(), ids, grads, ragged=True)
     check(result, ids, grads)
-    assert result.fits == (kind != "all on one shard")
+    assert result.overflows == (kind == "all on one shard")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -239,11 +269,9 @@ def test_averaged_weights_follow_the_papers_update(fully_sharded):
         weights, sums = [], []
         for group in range(groups):
             own = slice(group * shard, (group + 1) * shard)
-            state = type("State", (), {})()
-            vars(state).update(result.before[name])
             new = by_loop(
                 "rowwise_adagrad",
-                state,
+                result.before[name],
                 ids[name][own].reshape(-1),
                 groups * grads[name][own].reshape(-1, DIM),
                 lr=LR,
@@ -273,7 +301,7 @@ def test_new_tables_are_the_same_on_every_mesh():
         (2, 4, TablesConfig(schemes=SCHEMES["mixed"])),
         (4, 2, TablesConfig(fully_sharded=True)),
     ):
-        other = run(replica, shard, config, ids, grads, owners={"hour": 2}).before
+        other = run(replica, shard, config, ids, grads).before
         jax.tree.map(np.testing.assert_array_equal, one, other)
     values = np.concatenate([one[name]["weight"] for name in SIZES])
     assert abs(values.mean()) < 0.1 and abs(values.std() - 1) < 0.1 and len(np.unique(values, axis=0)) == len(values)
@@ -288,10 +316,52 @@ def test_new_tables_are_the_same_on_every_mesh():
     ],
 )
 def test_wrong_configs(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         TablesConfig(**change)
 
 
 def test_columns_must_divide():
-    with pytest.raises(ValueError, match="width 6 cannot be cut by columns over mesh.shard=4"):
-        ShardedTables(SCHEMA, 6, make_mesh(2, 4), TablesConfig(schemes={"user": "columns"}))
+    with pytest.raises(UserError, match="width 6 cannot be cut by columns over mesh.shard=4"):
+        make_tables(2, 4, TablesConfig(schemes={"user": "columns"}), dim=6)
+
+
+def test_rows_beyond_32_bits_have_values_of_their_own():
+    """The high word tells rows apart whose low words agree; without one, values are those of the low word alone."""
+    key, columns, low = jax.random.key(1), jnp.arange(4, dtype=jnp.uint32), jnp.uint32(7)
+    values = [row_values(key, low, high and jnp.uint32(high - 1), columns) for high in (None, 1, 2, 3)]
+    np.testing.assert_array_equal(values[0], values[1])
+    assert len(np.unique(np.concatenate(values[1:]))) == 12
+
+
+@pytest.mark.parametrize("fully_sharded", [False, True])
+def test_bytes_are_those_of_the_arrays(fully_sharded):
+    tables = make_tables(2, 4, TablesConfig(schemes=SCHEMES["mixed"], fully_sharded=fully_sharded))
+    state, said = new_state(tables), tables.bytes_per_device()
+    device = tables.mesh.devices.flat[0]
+
+    def held(names) -> int:
+        arrays = [x for group in state.values() for name, x in group.items() if name in names]
+        return sum(s.data.nbytes for x in arrays for s in x.addressable_shards if s.device == device)
+
+    assert (said["weights"], said["slots"]) == (held(["weight"]), held(["accumulator"]))
+    assert said["transient"] == (2 * (said["weights"] + said["slots"]) if fully_sharded else 0)
+
+
+def test_no_table_needs_a_feature():
+    """Tables that nothing reads stay as they are, and a schema without categoricals has a step all the same."""
+    tables = make_tables(2, 4, TablesConfig(schemes=SCHEMES["mixed"]))
+    for categoricals in (SCHEMA.categoricals[1:2], ()):
+        tables.schema = SCHEMA.replace(categoricals=categoricals)
+
+        def step(state):
+            ids = {f.name: jnp.zeros((1, 2), jnp.int32) for f in tables.schema.categoricals}
+            embedded, ticket = tables.lookup(state, as_batch(ids))
+            return tables.update(state, ticket, embedded, learning_rate=LR, step=0)
+
+        specs = tables.specs()
+        before = new_state(tables)
+        after = jax.jit(jax.shard_map(step, mesh=tables.mesh, in_specs=(specs,), out_specs=specs, check_vma=False))(
+            before
+        )
+        changed = {n: bool((tables.export(before, n) != tables.export(after, n)).any()) for n in SIZES}
+        assert changed == {"user": False, "ad": bool(categoricals), "hour": False}
