@@ -6,6 +6,19 @@ from flax import nnx
 type Names = tuple[str, ...]
 """What the places along an axis stand for, e.g. the tokens of a linear map over tokens."""
 
+type Axis = int | Names
+"""An axis of a layer: its size, or the names of its places where they mean something outside the layer."""
+
+
+def size_of(axis: Axis) -> int:
+    """How many places an axis has."""
+    return axis if isinstance(axis, int) else len(axis)
+
+
+def names_of(axis: Axis) -> Names | None:
+    """The names of an axis's places, or None where it is a mere size."""
+    return None if isinstance(axis, int) else axis
+
 
 def parameter(
     value: jax.Array,
@@ -47,3 +60,18 @@ def joined(*parts: Names) -> Names:
 def numbered(prefix: str, count: int) -> Names:
     """'prefix0', 'prefix1', ...: names of places that a layer makes up itself."""
     return tuple(f"{prefix}{i}" for i in range(count))
+
+
+def flattened(tokens: Names, width: int) -> Names:
+    """Names of tokens [n, D] laid out in one vector."""
+    return joined(tokens, numbered("", width))
+
+
+def pairs(tokens: Names) -> Names:
+    """Names of the unordered pairs i < j of tokens, row by row; a pair's name does not depend on which of the two comes first."""
+    return tuple("*".join(sorted((first, second))) for i, first in enumerate(tokens) for second in tokens[i + 1 :])
+
+
+def path_name(path: tuple) -> str:
+    """'layers/0/cross/kernel' for a tree path; NNX's own last step, to a variable's value, is left out."""
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
