@@ -24,6 +24,7 @@ Shape letters: B examples, n tokens, D width, m tokens of X_sum, N tasks.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,8 @@ class GemLayer(nnx.Module):
     """
 
     def __init__(self, config: GemConfig, modules: Names, num_states: int, *, policy: Policy, rngs: nnx.Rngs):
-        width, make = config.embedding_dim, dict(policy=policy, rngs=rngs)
+        width = config.embedding_dim
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
         self.cross = Exchange(config, modules, **make) if modules else None
         tokens_in = config.tokens + (self.cross.history_tokens if self.cross is not None else ())
         self.fmb = FactorizationMachineBlock(
@@ -168,10 +170,12 @@ class Exchange(nnx.Module):
     """
 
     def __init__(self, config: GemConfig, modules: Names, *, policy: Policy, rngs: nnx.Rngs):
-        width, make = config.embedding_dim, dict(policy=policy, rngs=rngs)
+        width = config.embedding_dim
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
         self.features = FeatureSummary(config.tokens, config.num_summary, width, gate="gated", **make)
-        sizes = (width, config.num_summary, config.num_seeds, config.num_recent, config.num_heads, modules)
-        self.histories = HistorySummary(*sizes, **make)
+        self.histories = HistorySummary(
+            width, config.num_summary, config.num_seeds, config.num_recent, config.num_heads, modules, **make
+        )
         self.history_tokens = self.histories.names
 
     def __call__(
@@ -186,7 +190,8 @@ class GemModel(nnx.Module):
     """Feature tokens and pyramid streams, interleaved layers, heads on the last tokens and the histories' last summaries."""
 
     def __init__(self, config: GemConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
-        width, make = config.embedding_dim, dict(policy=policy, rngs=rngs)
+        width = config.embedding_dim
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
         self.policy = policy
         self.tokens = FeatureTokens(
             schema, width, dense_hidden=config.dense_hidden, dropout_rate=config.dropout, **make

@@ -82,10 +82,10 @@ def test_gate(form):
 
 
 def test_rotation():
-    q, k = normal(6, 2, 8), normal(6, 2, 8, seed=2)
-    positions = np.array([0, 1, 2, 5, 40, 3000])
+    q, k = jnp.asarray(normal(6, 2, 8)), jnp.asarray(normal(6, 2, 8, seed=2))
+    positions = jnp.array([0, 1, 2, 5, 40, 3000])
     np.testing.assert_allclose(rotate(q, positions), ref.rope(f64(q), positions), rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(rotate(q, np.zeros(6)), q)
+    np.testing.assert_array_equal(rotate(q, jnp.zeros(6)), q)
     # Scores depend on differences of positions only.
     scores, shifted = (
         np.einsum("ihk,jhk->hij", rotate(q, positions + shift), rotate(k, positions + shift)) for shift in (0, 17)
@@ -121,7 +121,7 @@ def interaction(module, x, tokens_out):
 
 def test_pairwise_dots_and_linear_compress():
     x = normal(3, 5, 4)
-    np.testing.assert_allclose(pairwise_dots(x), dots(f64(x)), **CLOSE)
+    np.testing.assert_allclose(pairwise_dots(jnp.asarray(x)), dots(f64(x)), **CLOSE)
     module = randomised(lambda: LinearCompress(TOKENS, TOKENS[:2], policy=FLOAT32, rngs=nnx.Rngs(0)))
     np.testing.assert_allclose(run(module, x), np.einsum("nm,bnd->bmd", f64(module.weight), f64(x)), **CLOSE)
 
