@@ -14,10 +14,15 @@ Shape letters: B examples, n tokens, D width, H heads, K head dim, L states so f
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gem_jax.nn.attention import head_dim
+from gem_jax.nn.dense import Dense
 from gem_jax.nn.norms import RMSNorm
+from gem_jax.nn.parameters import parameter
+from gem_jax.precision import tags
+from gem_jax.precision.policy import Policy
 
 LAST_STATE_BIAS = 2.0
 """With four states the last one starts with weight e^2 / (e^2 + 3) = 0.7 where all scores are equal."""
@@ -30,17 +35,19 @@ class CrossLayerAttention(nnx.Module):
       width: D.
       num_heads: H; divides D.
       num_states: L, the layers before this one with the input.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the projections.
     """
 
-    def __init__(self, width: int, num_heads: int, num_states: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int, num_states: int, *, policy: Policy, rngs: nnx.Rngs):
         self.num_heads = num_heads
         self.head_dim = head_dim(width, num_heads)
         self.norm = RMSNorm(width)
-        self.query = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.key = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros((num_heads, num_states), jnp.float32).at[:, -1].set(LAST_STATE_BIAS))
+        self.query = Dense(width, width, use_bias=False, policy=policy, rngs=rngs)
+        self.key = Dense(width, width, use_bias=False, policy=policy, rngs=rngs)
+        self.policy = policy
+        bias = jnp.zeros((num_heads, num_states), policy.param_dtype).at[:, -1].set(LAST_STATE_BIAS)
+        self.bias = parameter(bias, decay=False)
 
     def __call__(self, states: list[Float[Array, "B n D"]]) -> Float[Array, "B n D"]:
         """The mixed state; `states` oldest first."""
@@ -48,10 +55,10 @@ class CrossLayerAttention(nnx.Module):
         normed = self.norm(x)
         q = self._heads(self.query(normed[:, :, -1]))
         k = self._heads(self.key(normed))
-        scores = jnp.einsum("bnhk,bnlhk->bnhl", q, k).astype(jnp.float32) * self.head_dim**-0.5
+        scores = self.policy.to_reduce(jnp.einsum("bnhk,bnlhk->bnhl", q, k)) * self.head_dim**-0.5
         weights = jax.nn.softmax(scores + self.bias[...], axis=-1)
         mixed = jnp.einsum("bnhl,bnlhk->bnhk", weights.astype(x.dtype), self._heads(x))
-        return mixed.reshape(states[-1].shape)
+        return checkpoint_name(mixed.reshape(states[-1].shape), tags.ATTENTION)
 
-    def _heads(self, x: Float[Array, "... D"]) -> Float[Array, "... H K"]:
+    def _heads(self, x: Float[Array, "*s D"]) -> Float[Array, "*s H K"]:
         return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)

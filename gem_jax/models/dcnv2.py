@@ -6,15 +6,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
 from gem_jax.models.heads import PlainHead
+from gem_jax.models.outputs import Outputs
+from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.interactions import CrossNetwork, flatten
+from gem_jax.nn.parameters import flattened
 from gem_jax.nn.tokens import FeatureTokens
+from gem_jax.precision.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,31 +37,34 @@ class DCNv2Config:
     dropout: float = 0.0
     """Dropout rate of the deep network's hidden layers."""
 
-    def build(self, schema: Schema, rngs: nnx.Rngs, dtype=jnp.float32) -> "DCNv2Model":
+    def build(self, schema: Schema, *, policy: Policy, rngs: nnx.Rngs) -> "DCNv2Model":
         """The model with random weights."""
-        return DCNv2Model(self, schema, rngs=rngs, dtype=dtype)
+        return DCNv2Model(self, schema, policy=policy, rngs=rngs)
 
 
 class DCNv2Model(nnx.Module):
-    """parallel: Linear([cross(x), deep(x)]); stacked: deep(cross(x)). Domains and histories are not used."""
+    """parallel: a linear map of [cross(x), deep(x)]; stacked: deep(cross(x)). Domains and histories are not used."""
 
-    def __init__(self, config: DCNv2Config, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        num_tasks = len(schema.tasks)
-        self.tokens = FeatureTokens(schema, config.embedding_dim, dtype=dtype, rngs=rngs)
-        size = self.tokens.num_tokens * config.embedding_dim
-        self.cross = CrossNetwork(size, config.num_cross_layers, rank=config.rank, dtype=dtype, rngs=rngs)
+    def __init__(self, config: DCNv2Config, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
+        tasks = tuple(task.name for task in schema.tasks)
+        self.policy = policy
+        self.tokens = FeatureTokens(schema, config.embedding_dim, policy=policy, rngs=rngs)
+        inputs = flattened(self.tokens.names, config.embedding_dim)
+        self.cross = CrossNetwork(inputs, config.num_cross_layers, rank=config.rank, policy=policy, rngs=rngs)
         self.head = PlainHead(
-            size, num_tasks, hidden=config.hidden, dropout_rate=config.dropout, dtype=dtype, rngs=rngs
+            inputs, tasks, hidden=config.hidden, dropout_rate=config.dropout, policy=policy, rngs=rngs
         )
-        # Linear on a concatenation is the sum of a Linear on each part; the deep part's is its MLP's last layer.
+        # A linear map of a concatenation is the sum of one of each part; the deep part's is its MLP's last layer.
         is_parallel = config.structure == "parallel"
-        self.cross_head = nnx.Linear(size, num_tasks, dtype=dtype, rngs=rngs) if is_parallel else None
+        self.cross_head = Dense(inputs, tasks, policy=policy, rngs=rngs) if is_parallel else None
 
-    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
-        """Logits, float32."""
+    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
+        """Logits; "last": what the head reads."""
         token_key, head_key = split_key(key, 2)
         x = flatten(self.tokens(batch, embedded, token_key))
-        crossed = self.cross(x)
+        with jax.named_scope("cross_network"):
+            crossed = self.cross(x)
         if self.cross_head is None:
-            return self.head(crossed, head_key)
-        return self.head(x, head_key) + self.cross_head(crossed).astype(jnp.float32)
+            return Outputs(logits=self.head(crossed, head_key), representations={"last": crossed})
+        logits = self.head(x, head_key) + self.policy.to_reduce(self.cross_head(crossed))
+        return Outputs(logits=logits, representations={"last": jnp.concatenate([x, crossed], axis=1)})

@@ -8,16 +8,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
 from gem_jax.models.heads import PlainHead
+from gem_jax.models.outputs import Outputs
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.interactions import pairwise_dots
 from gem_jax.nn.jagged import Layout, history_mean
+from gem_jax.nn.parameters import flattened, joined, pairs
 from gem_jax.nn.tokens import FeatureTokens
+from gem_jax.precision.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,41 +35,46 @@ class DLRMConfig:
     dropout: float = 0.0
     """Dropout rate of the MLPs' hidden layers."""
 
-    def build(self, schema: Schema, rngs: nnx.Rngs, dtype=jnp.float32) -> "DLRMModel":
+    def build(self, schema: Schema, *, policy: Policy, rngs: nnx.Rngs) -> "DLRMModel":
         """The model with random weights."""
-        return DLRMModel(self, schema, rngs=rngs, dtype=dtype)
+        return DLRMModel(self, schema, policy=policy, rngs=rngs)
 
 
 class DLRMModel(nnx.Module):
     """top([bottom(dense), dots of all pairs of tokens]). Domains are not used."""
 
-    def __init__(self, config: DLRMConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(self, config: DLRMConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
         width = config.embedding_dim
         self.has_dense = bool(schema.dense)
-        self.dtype = dtype
+        self.policy = policy
         self.sequences = {s.name: (s.max_len, tuple(a.name for a in s.attributes)) for s in schema.sequences}
         self.tokens = FeatureTokens(
-            schema, width, dense_hidden=config.bottom_hidden, dropout_rate=config.dropout, dtype=dtype, rngs=rngs
+            schema, width, dense_hidden=config.bottom_hidden, dropout_rate=config.dropout, policy=policy, rngs=rngs
         )
-        num_tokens = self.tokens.num_tokens + sum(len(attributes) for _, attributes in self.sequences.values())
+        bags = [joined((f"sequence/{name}",), attributes) for name, (_, attributes) in self.sequences.items()]
+        inputs = pairs(sum(bags, self.tokens.names))
+        if self.has_dense:
+            inputs += flattened(("dense",), width)
         self.head = PlainHead(
-            num_tokens * (num_tokens - 1) // 2 + width * self.has_dense,
-            len(schema.tasks),
+            inputs,
+            tuple(task.name for task in schema.tasks),
             hidden=config.top_hidden,
             dropout_rate=config.dropout,
-            dtype=dtype,
+            policy=policy,
             rngs=rngs,
         )
 
-    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
-        """Logits, float32."""
+    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
+        """Logits; "last": the top MLP's input."""
         token_key, head_key = split_key(key, 2)
         x = self.tokens(batch, embedded, token_key)
         bags = []
         for name, (max_len, attributes) in self.sequences.items():
             layout = Layout.of(batch.sequences[name], max_len)
-            bags += [history_mean(embedded.events[name][a].astype(self.dtype), layout) for a in attributes]
-        inputs = [pairwise_dots(jnp.concatenate([x, *(bag[:, None] for bag in bags)], axis=1))]
+            bags += [history_mean(self.policy.cast(embedded.events[name][a]), layout) for a in attributes]
+        with jax.named_scope("interaction"):
+            inputs = [pairwise_dots(jnp.concatenate([x, *(bag[:, None] for bag in bags)], axis=1))]
         if self.has_dense:
             inputs.append(x[:, self.tokens.dense_index])
-        return self.head(jnp.concatenate(inputs, axis=1), head_key)
+        last = jnp.concatenate(inputs, axis=1)
+        return Outputs(logits=self.head(last, head_key), representations={"last": last})

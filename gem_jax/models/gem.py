@@ -24,6 +24,7 @@ Shape letters: B examples, n tokens, D width, m tokens of X_sum, N tasks.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,16 +33,20 @@ from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
 from gem_jax.models.cross_layer import CrossLayerAttention
 from gem_jax.models.heads import DomainGatedHeads, PlainHead
 from gem_jax.models.interformer import FeatureSummary
+from gem_jax.models.outputs import Outputs
 from gem_jax.models.pyramid import HistorySummary, Level, Pyramid, SequenceLayer, Streams
 from gem_jax.models.wukong import FactorizationMachineBlock
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.interactions import LinearCompress, flatten
 from gem_jax.nn.norms import LayerNorm
+from gem_jax.nn.parameters import Names, flattened, numbered
 from gem_jax.nn.tokens import FeatureTokens
+from gem_jax.precision import remat
+from gem_jax.precision.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,13 +89,13 @@ class GemConfig:
     """Dropout rate of MLPs, sequence blocks and heads."""
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens n of the features between layers."""
-        return self.fmb_tokens + self.lcb_tokens
+    def tokens(self) -> Names:
+        """Names of the n tokens between layers."""
+        return numbered("token", self.fmb_tokens + self.lcb_tokens)
 
-    def build(self, schema: Schema, rngs: nnx.Rngs, dtype=jnp.float32) -> "GemModel":
+    def build(self, schema: Schema, *, policy: Policy, rngs: nnx.Rngs) -> "GemModel":
         """The model with random weights."""
-        return GemModel(self, schema, rngs=rngs, dtype=dtype)
+        return GemModel(self, schema, policy=policy, rngs=rngs)
 
 
 class GemLayer(nnx.Module):
@@ -98,17 +103,18 @@ class GemLayer(nnx.Module):
 
     Args:
       config: sizes.
-      num_modules: sequence modules; 0 leaves the layer without histories.
+      modules: names of the sequence modules; none leaves the layer without histories.
       num_states: states of the tokens so far: this layer's place, from 1. Attention over a single one would return it
         whatever its weights, so the first layer has the plain residual.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
-    def __init__(self, config: GemConfig, num_modules: int, num_states: int, *, dtype, rngs: nnx.Rngs):
-        width, make = config.embedding_dim, dict(dtype=dtype, rngs=rngs)
-        self.cross = Cross(config, num_modules, **make) if num_modules else None
-        tokens_in = config.num_tokens + (self.cross.num_history_tokens if self.cross is not None else 0)
+    def __init__(self, config: GemConfig, modules: Names, num_states: int, *, policy: Policy, rngs: nnx.Rngs):
+        width = config.embedding_dim
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
+        self.cross = Exchange(config, modules, **make) if modules else None
+        tokens_in = config.tokens + (self.cross.history_tokens if self.cross is not None else ())
         self.fmb = FactorizationMachineBlock(
             tokens_in,
             config.fmb_tokens,
@@ -118,7 +124,7 @@ class GemLayer(nnx.Module):
             dropout_rate=config.dropout,
             **make,
         )
-        self.lcb = LinearCompress(tokens_in, config.lcb_tokens, **make)
+        self.lcb = LinearCompress(tokens_in, config.tokens[config.fmb_tokens :], **make)
         has_choice = config.cross_layer and num_states > 1
         self.residual = CrossLayerAttention(width, config.num_heads, num_states, **make) if has_choice else None
         self.norm = LayerNorm(width)
@@ -127,12 +133,12 @@ class GemLayer(nnx.Module):
                 width,
                 config.num_summary,
                 config.num_heads,
-                num_modules,
+                modules,
                 window=config.window,
                 dropout_rate=config.dropout,
                 **make,
             )
-            if num_modules
+            if modules
             else None
         )
 
@@ -143,27 +149,34 @@ class GemLayer(nnx.Module):
         fmb_key, sequence_key = split_key(key, 2)
         both = states[-1]
         if self.cross is not None and self.sequences is not None and streams is not None:
-            x_sum, s_sum = self.cross(both, streams)
-            both = jnp.concatenate([both, s_sum], axis=1)
+            with jax.named_scope("cross"):
+                x_sum, s_sum = self.cross(both, streams)
+                both = jnp.concatenate([both, s_sum], axis=1)
             streams = self.sequences(x_sum, streams, sequence_key)
-        mixed = jnp.concatenate([self.fmb(both, fmb_key), self.lcb(both)], axis=1)
-        residual = states[-1] if self.residual is None else self.residual(states)
-        return self.norm(mixed + residual), streams
+        with jax.named_scope("fmb"):
+            products = self.fmb(both, fmb_key)
+        with jax.named_scope("lcb"):
+            compressed = self.lcb(both)
+        with jax.named_scope("cross_layer"):
+            residual = states[-1] if self.residual is None else self.residual(states)
+        return self.norm(jnp.concatenate([products, compressed], axis=1) + residual), streams
 
 
-class Cross(nnx.Module):
-    """Both sides' summaries: X_sum of the tokens and S_sum of every module's stream.
+class Exchange(nnx.Module):
+    """What crosses over between the two sides: X_sum of the tokens and S_sum of every module's stream.
 
     Attributes:
-      num_history_tokens: tokens of all S_sum together.
+      history_tokens: names of the tokens of all S_sum together.
     """
 
-    def __init__(self, config: GemConfig, num_modules: int, *, dtype, rngs: nnx.Rngs):
-        width, make = config.embedding_dim, dict(dtype=dtype, rngs=rngs)
-        self.features = FeatureSummary(config.num_tokens, config.num_summary, width, gate="gated", **make)
-        sizes = (width, config.num_summary, config.num_seeds, config.num_recent, config.num_heads, num_modules)
-        self.histories = HistorySummary(*sizes, **make)
-        self.num_history_tokens = self.histories.num_tokens
+    def __init__(self, config: GemConfig, modules: Names, *, policy: Policy, rngs: nnx.Rngs):
+        width = config.embedding_dim
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
+        self.features = FeatureSummary(config.tokens, config.num_summary, width, gate="gated", **make)
+        self.histories = HistorySummary(
+            width, config.num_summary, config.num_seeds, config.num_recent, config.num_heads, modules, **make
+        )
+        self.history_tokens = self.histories.names
 
     def __call__(
         self, x: Float[Array, "B n D"], streams: Streams
@@ -176,42 +189,48 @@ class Cross(nnx.Module):
 class GemModel(nnx.Module):
     """Feature tokens and pyramid streams, interleaved layers, heads on the last tokens and the histories' last summaries."""
 
-    def __init__(self, config: GemConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        width, make = config.embedding_dim, dict(dtype=dtype, rngs=rngs)
+    def __init__(self, config: GemConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
+        width = config.embedding_dim
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
+        self.policy = policy
         self.tokens = FeatureTokens(
             schema, width, dense_hidden=config.dense_hidden, dropout_rate=config.dropout, **make
         )
         # Cross-layer attention follows a token through the layers, so all states have the same tokens.
-        self.compress = LinearCompress(self.tokens.num_tokens, config.num_tokens, **make)
+        self.compress = LinearCompress(self.tokens.names, config.tokens, **make)
         self.norm = LayerNorm(width)
         self.pyramid = Pyramid(schema, config.levels, width, **make)
-        num_modules = self.pyramid.num_modules
-        self.layers = nnx.List([GemLayer(config, num_modules, i + 1, **make) for i in range(config.num_layers)])
-        self.last = Cross(config, num_modules, **make) if num_modules else None
-        features = (config.num_tokens + (self.last.num_history_tokens if self.last is not None else 0)) * width
-        num_tasks, num_domains = len(schema.tasks), len(schema.domains)
+        modules = self.pyramid.modules
+        self.layers = nnx.List([GemLayer(config, modules, i + 1, **make) for i in range(config.num_layers)])
+        self.last = Exchange(config, modules, **make) if modules else None
+        last = config.tokens + (self.last.history_tokens if self.last is not None else ())
+        features, tasks = flattened(last, width), tuple(task.name for task in schema.tasks)
         self.heads: DomainGatedHeads | PlainHead
         if config.domain_gates:
             self.heads = DomainGatedHeads(
-                features, num_tasks, num_domains, hidden=config.head_hidden, dropout_rate=config.dropout, **make
+                features, tasks, schema.domains, hidden=config.head_hidden, dropout_rate=config.dropout, **make
             )
         else:
-            self.heads = PlainHead(
-                features, num_tasks, hidden=(config.head_hidden,), dropout_rate=config.dropout, **make
-            )
+            self.heads = PlainHead(features, tasks, hidden=(config.head_hidden,), dropout_rate=config.dropout, **make)
 
-    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
-        """Logits, float32."""
+    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
+        """Logits; "first": the tokens before the first layer; "last": what the heads read."""
         token_key, head_key, *layer_keys = split_key(key, 2 + len(self.layers))
-        states = [self.norm(self.compress(self.tokens(batch, embedded, token_key)))]
-        streams = self.pyramid(batch, embedded) if self.pyramid.num_modules else None
-        for layer, layer_key in zip(self.layers, layer_keys, strict=True):
-            x, streams = layer(states, streams, layer_key)
+        with jax.named_scope("tokens"):
+            states = [self.norm(self.compress(self.tokens(batch, embedded, token_key)))]
+        with jax.named_scope("pyramid"):
+            streams = self.pyramid(batch, embedded) if self.pyramid.modules else None
+        for i, (layer, layer_key) in enumerate(zip(self.layers, layer_keys, strict=True)):
+            with jax.named_scope(f"layer{i}"):
+                x, streams = remat.checkpointed(layer, self.policy)(states, streams, layer_key)
             states.append(x)
         tokens = states[-1]
         if self.last is not None and streams is not None:
-            tokens = jnp.concatenate([tokens, self.last(tokens, streams)[1]], axis=1)
-        features = flatten(tokens)
+            with jax.named_scope("cross"):
+                tokens = jnp.concatenate([tokens, self.last(tokens, streams)[1]], axis=1)
+        last = flatten(tokens)
         if isinstance(self.heads, PlainHead):
-            return self.heads(features, head_key)
-        return self.heads(features, batch.domain, head_key)
+            logits = self.heads(last, head_key)
+        else:
+            logits = self.heads(last, batch.domain, head_key)
+        return Outputs(logits=logits, representations={"first": flatten(states[0]), "last": last})

@@ -8,38 +8,45 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import dropout
 from gem_jax.nn.mlp import MLP
+from gem_jax.nn.parameters import Axis, Names, parameter
+from gem_jax.precision import tags
+from gem_jax.precision.policy import Policy
 
 
 class PlainHead(nnx.Module):
     """An MLP shared by all tasks with one output each; knows no domains.
 
     Args:
-      in_features: D.
-      num_tasks: N.
+      in_features: D, or the names of the inputs.
+      tasks: names of the N tasks.
       hidden: sizes of the hidden layers.
       dropout_rate: of the hidden layers.
-      dtype: of the computation; logits are float32.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
     def __init__(
         self,
-        in_features: int,
-        num_tasks: int,
+        in_features: Axis,
+        tasks: Names,
         *,
         hidden: Sequence[int],
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
-        self.mlp = MLP(in_features, hidden, num_tasks, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
+        self.policy = policy
+        self.mlp = MLP(in_features, hidden, tasks, dropout_rate=dropout_rate, policy=policy, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B D"], key: jax.Array | None = None) -> Float[Array, "B N"]:
-        return self.mlp(x, key).astype(jnp.float32)
+        with jax.named_scope("heads"):
+            return self.policy.to_reduce(self.mlp(x, key))
 
 
 class DomainGatedHeads(nnx.Module):
@@ -53,42 +60,46 @@ class DomainGatedHeads(nnx.Module):
     s and bias start at 0, so that domains differ only by what the data says.
 
     Args:
-      in_features: D.
-      num_tasks: N.
-      num_domains: of the schema.
+      in_features: D, or the names of the inputs.
+      tasks: names of the N tasks.
+      domains: names of the schema's domains.
       hidden: H.
       dropout_rate: of the hidden layer.
-      dtype: of the computation; logits are float32.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
     def __init__(
         self,
-        in_features: int,
-        num_tasks: int,
-        num_domains: int,
+        in_features: Axis,
+        tasks: Names,
+        domains: Names,
         *,
         hidden: int,
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         self.dropout_rate = dropout_rate
-        self.dtype = dtype
+        self.policy = policy
         he = nnx.initializers.he_normal()
-        self.shared = nnx.Linear(in_features, hidden, kernel_init=he, dtype=dtype, rngs=rngs)
-        self.domain_gate = nnx.Param(jnp.zeros((num_domains, num_tasks, hidden), jnp.float32))
-        self.domain_bias = nnx.Param(jnp.zeros((num_domains, num_tasks), jnp.float32))
+        self.shared = Dense(in_features, hidden, kernel_init=he, policy=policy, rngs=rngs)
+        shape = (len(domains), len(tasks))
+        gate, bias = jnp.zeros((*shape, hidden), policy.param_dtype), jnp.zeros(shape, policy.param_dtype)
+        self.domain_gate = parameter(gate, decay=False, axes=(domains, tasks, None))
+        self.domain_bias = parameter(bias, decay=False, axes=(domains, tasks))
         lecun = nnx.initializers.lecun_normal(in_axis=1, out_axis=0)
-        self.readout = nnx.Param(lecun(rngs.params(), (num_tasks, hidden), jnp.float32))
+        readout = lecun(rngs.params(), (len(tasks), hidden), policy.param_dtype)
+        self.readout = parameter(readout, decay=True, axes=(tasks, None))
 
     def __call__(
         self, x: Float[Array, "B D"], domain: Int[Array, " B"], key: jax.Array | None = None
     ) -> Float[Array, "B N"]:
-        hidden = dropout(jax.nn.relu(self.shared(x)), self.dropout_rate, key)
-        weight = self.readout[...] * 2 * jax.nn.sigmoid(self.domain_gate[...])
-        # A one-hot product, since the gradient of a gather of B rows from a handful would be a scatter. Every domain's
-        # logits are cheaper than a [B, N, H] copy of the weights: a few dot products an example.
-        logits = jnp.einsum("bh,dnh->bdn", hidden, weight.astype(self.dtype)).astype(jnp.float32)
-        one_hot = jax.nn.one_hot(domain, len(weight), dtype=jnp.float32)
-        return jnp.einsum("bd,bdn->bn", one_hot, logits + self.domain_bias[...])
+        with jax.named_scope("heads"):
+            hidden = dropout(checkpoint_name(jax.nn.relu(self.shared(x)), tags.ACTIVATION), self.dropout_rate, key)
+            weight = self.readout[...] * 2 * jax.nn.sigmoid(self.domain_gate[...])
+            # A one-hot product, since the gradient of a gather of B rows from a handful would be a scatter. Every domain's
+            # logits are cheaper than a [B, N, H] copy of the weights: a few dot products an example.
+            logits = self.policy.to_reduce(jnp.einsum("bh,dnh->bdn", hidden, self.policy.cast(weight)))
+            one_hot = jax.nn.one_hot(domain, len(weight), dtype=self.policy.reduce_dtype)
+            return jnp.einsum("bd,bdn->bn", one_hot, logits + self.domain_bias[...])

@@ -8,18 +8,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
 from gem_jax.models.heads import PlainHead
+from gem_jax.models.outputs import Outputs
+from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import dropout, split_key
 from gem_jax.nn.events import MergedHistory
 from gem_jax.nn.interactions import flatten
 from gem_jax.nn.jagged import Layout, recent
 from gem_jax.nn.norms import LayerNorm
+from gem_jax.nn.parameters import flattened, parameter
 from gem_jax.nn.tokens import FeatureTokens
+from gem_jax.precision import remat, tags
+from gem_jax.precision.policy import Policy
 from pallas_kernels.jagged_attention import Mask, RelativeBias, jagged_attention
 
 NUM_TIME_BUCKETS = 128
@@ -36,8 +42,11 @@ class RelativeAttentionBias(nnx.Module):
 
     def __init__(self, max_len: int, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(INIT_STD)
-        self.position = nnx.Param(normal(rngs.params(), (2 * max_len - 1,), jnp.float32))
-        self.time = nnx.Param(normal(rngs.params(), (NUM_TIME_BUCKETS + 1,), jnp.float32))
+        position = normal(rngs.params(), (2 * max_len - 1,), jnp.float32)
+        # Named by how far a key lies after its query, since max_len follows from the schema's sources.
+        distances = tuple(f"{distance:+d}" for distance in range(1 - max_len, max_len))
+        self.position = parameter(position, decay=False, axes=(distances,))
+        self.time = parameter(normal(rngs.params(), (NUM_TIME_BUCKETS + 1,), jnp.float32), decay=False)
 
     def __call__(self, timestamps: Int[Array, " T"]) -> RelativeBias:
         return RelativeBias(self.position[...], self.time[...], timestamps)
@@ -48,7 +57,7 @@ class HSTUBlock(nnx.Module):
 
       U, V, Q, K = split(silu(LN(X) W_uvqk))           no bias; the order is u, v, q, k
       A = silu(Q K^T + rab) / n                        causal; n = upper bound of the history's length
-      X' = Linear(dropout(U * LN(A V))) + X            with bias; both norms without affine parameters, eps 1e-6
+      X' = W(dropout(U * LN(A V))) + X            with bias; both norms without affine parameters, eps 1e-6
 
     Args:
       width: D.
@@ -57,8 +66,8 @@ class HSTUBlock(nnx.Module):
       max_len: upper bound of the histories; sizes the position bias.
       mask: which events see which; causal unless given.
       relative_bias: whether rab is used.
-      dropout_rate: before the last Linear.
-      dtype: of the computation.
+      dropout_rate: before the last linear map.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
@@ -72,19 +81,19 @@ class HSTUBlock(nnx.Module):
         mask: Mask = Mask(),  # noqa: B008 (frozen)
         relative_bias: bool = True,
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         self.mask = mask
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
-        self.dtype = dtype
+        self.policy = policy
         normal = nnx.initializers.normal(INIT_STD)
         inner = num_heads * head_dim
         self.norm_in = LayerNorm(width, affine=False, eps=1e-6)
         self.norm_out = LayerNorm(inner, affine=False, eps=1e-6)
-        self.uvqk = nnx.Linear(width, 4 * inner, use_bias=False, kernel_init=normal, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(inner, width, kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
+        self.uvqk = Dense(width, 4 * inner, use_bias=False, kernel_init=normal, policy=policy, rngs=rngs)
+        self.out = Dense(inner, width, kernel_init=nnx.initializers.xavier_uniform(), policy=policy, rngs=rngs)
         self.relative_bias = RelativeAttentionBias(max_len, rngs=rngs) if relative_bias else None
 
     def __call__(
@@ -98,8 +107,8 @@ class HSTUBlock(nnx.Module):
           timestamps: int32 seconds, from any origin.
           key: for dropout.
         """
-        x = layout.clear_padding(x).astype(self.dtype)
-        uvqk = jax.nn.silu(self.uvqk(self.norm_in(x)))
+        x = self.policy.cast(layout.clear_padding(x))
+        uvqk = checkpoint_name(jax.nn.silu(self.uvqk(self.norm_in(x))), tags.ACTIVATION)
         u, v, q, k = jnp.split(uvqk, 4, axis=-1)
         heads = (len(x), self.num_heads, -1)
         attended = jagged_attention(
@@ -114,6 +123,7 @@ class HSTUBlock(nnx.Module):
             scale=1.0,
             bias=None if self.relative_bias is None else self.relative_bias(timestamps),
         )
+        attended = checkpoint_name(attended, tags.ATTENTION)
         gated = u * self.norm_out(attended.reshape(len(x), -1))
         return layout.clear_padding(self.out(dropout(gated, self.dropout_rate, key)) + x)
 
@@ -139,9 +149,9 @@ class HSTUConfig:
     dropout: float = 0.0
     """Dropout rate in the blocks and the last MLP."""
 
-    def build(self, schema: Schema, rngs: nnx.Rngs, dtype=jnp.float32) -> "HSTUModel":
+    def build(self, schema: Schema, *, policy: Policy, rngs: nnx.Rngs) -> "HSTUModel":
         """The model with random weights."""
-        return HSTUModel(self, schema, rngs=rngs, dtype=dtype)
+        return HSTUModel(self, schema, policy=policy, rngs=rngs)
 
 
 class HSTUModel(nnx.Module):
@@ -150,10 +160,13 @@ class HSTUModel(nnx.Module):
     Domains are not used. The rows carry their age, and rab the order, so there is no position embedding.
     """
 
-    def __init__(self, config: HSTUConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        self.tokens = FeatureTokens(schema, config.embedding_dim, dtype=dtype, rngs=rngs)
-        self.candidate = nnx.Linear(self.tokens.num_tokens * config.embedding_dim, config.width, dtype=dtype, rngs=rngs)
-        self.history = MergedHistory(schema, config.embedding_dim, config.width, dtype=dtype, rngs=rngs)
+    def __init__(self, config: HSTUConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
+        self.policy = policy
+        self.tokens = FeatureTokens(schema, config.embedding_dim, policy=policy, rngs=rngs)
+        self.candidate = Dense(
+            flattened(self.tokens.names, config.embedding_dim), config.width, policy=policy, rngs=rngs
+        )
+        self.history = MergedHistory(schema, config.embedding_dim, config.width, policy=policy, rngs=rngs)
         self.blocks = nnx.List(
             [
                 HSTUBlock(
@@ -163,7 +176,7 @@ class HSTUModel(nnx.Module):
                     self.history.max_len,
                     relative_bias=config.relative_bias,
                     dropout_rate=config.dropout,
-                    dtype=dtype,
+                    policy=policy,
                     rngs=rngs,
                 )
                 for _ in range(config.num_layers)
@@ -172,19 +185,21 @@ class HSTUModel(nnx.Module):
         self.norm = LayerNorm(config.width)
         self.head = PlainHead(
             config.width,
-            len(schema.tasks),
+            tuple(task.name for task in schema.tasks),
             hidden=config.head_hidden,
             dropout_rate=config.dropout,
-            dtype=dtype,
+            policy=policy,
             rngs=rngs,
         )
 
-    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
-        """Logits, float32."""
+    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
+        """Logits; "last": the candidate's last row, normed."""
         head_key, *keys = split_key(key, 1 + len(self.blocks))
         candidate = self.candidate(flatten(self.tokens(batch, embedded)))
         x, layout, age = self.history(batch, embedded, candidate)
-        for block, block_key in zip(self.blocks, keys, strict=True):
-            x = block(x, layout, -age, block_key)
-        last, _ = recent(x, layout, 1)
-        return self.head(self.norm(last[:, 0]), head_key)
+        for i, (block, block_key) in enumerate(zip(self.blocks, keys, strict=True)):
+            with jax.named_scope(f"layer{i}"):
+                x = remat.checkpointed(block, self.policy)(x, layout, -age, block_key)
+        newest, _ = recent(x, layout, 1)
+        last = self.norm(newest[:, 0])
+        return Outputs(logits=self.head(last, head_key), representations={"last": last})

@@ -5,11 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
+from gem_jax.models.outputs import Outputs
+from gem_jax.nn.dense import Dense
+from gem_jax.nn.interactions import flatten
+from gem_jax.nn.parameters import flattened, parameter
+from gem_jax.precision.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +23,9 @@ class LogisticRegressionConfig:
     embedding_dim: None = None
     """Weights per id: always one for each task of the schema."""
 
-    def build(self, schema: Schema, rngs: nnx.Rngs, dtype=jnp.float32) -> "LogisticRegressionModel":
+    def build(self, schema: Schema, *, policy: Policy, rngs: nnx.Rngs) -> "LogisticRegressionModel":
         """The model with random weights."""
-        return LogisticRegressionModel(self, schema, rngs=rngs, dtype=dtype)
+        return LogisticRegressionModel(self, schema, policy=policy, rngs=rngs)
 
 
 class LogisticRegressionModel(nnx.Module):
@@ -31,25 +35,29 @@ class LogisticRegressionModel(nnx.Module):
     of its own this is logistic regression on one-hot ids.
     """
 
-    def __init__(self, config: LogisticRegressionConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        num_tasks = len(schema.tasks)
+    def __init__(self, config: LogisticRegressionConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
         del config
+        tasks = tuple(task.name for task in schema.tasks)
         self.features = tuple(f.name for f in schema.categoricals)
         self.vectors = tuple(v.name for v in schema.vectors)
-        self.scale = nnx.Param(jnp.ones((len(self.features), num_tasks), jnp.float32))
-        num_inputs = len(schema.dense) + sum(v.dim for v in schema.vectors)
+        self.policy = policy
+        scale = jnp.ones((len(self.features), len(tasks)), policy.param_dtype)
+        self.scale = parameter(scale, decay=False, axes=(self.features, tasks))
+        inputs = tuple(f"dense/{f.name}" for f in schema.dense)
+        for vector in schema.vectors:
+            inputs += flattened((f"vector/{vector.name}",), vector.dim)
         # Zero: there is no symmetry to break in a linear model.
         zeros = nnx.initializers.zeros
-        self.linear = (
-            nnx.Linear(num_inputs, num_tasks, kernel_init=zeros, dtype=dtype, rngs=rngs) if num_inputs else None
-        )
+        self.linear = Dense(inputs, tasks, kernel_init=zeros, policy=policy, rngs=rngs) if inputs else None
 
-    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
-        """Logits, float32."""
+    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
+        """Logits; "last": the ids' scaled weights, then dense features and vectors."""
         del key
         weights = jnp.stack([embedded.features[name] for name in self.features], axis=1)
-        logits = (weights.astype(jnp.float32) * self.scale[...]).sum(axis=1)
+        weights = self.policy.to_reduce(weights) * self.scale[...]
+        logits, last = weights.sum(axis=1), flatten(weights)
         if self.linear is None:
-            return logits
+            return Outputs(logits=logits, representations={"last": last})
         inputs = jnp.concatenate([batch.dense, *(batch.vectors[name] for name in self.vectors)], axis=1)
-        return logits + self.linear(inputs).astype(jnp.float32)
+        logits = logits + self.policy.to_reduce(self.linear(inputs))
+        return Outputs(logits=logits, representations={"last": jnp.concatenate([last, inputs], axis=1)})

@@ -4,7 +4,7 @@ Shape letters: B examples, N tasks, R size of a representation.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -30,6 +30,7 @@ class Outputs:
     representations: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
+@runtime_checkable
 class Model(Protocol):
     """An `nnx.Module` that scores batches; all its trained arrays are made by `gem_jax.nn.parameters.parameter`."""
 
@@ -44,6 +45,7 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
 class ModelConfig(Protocol):
     """A frozen dataclass that says everything about a model. A config file may bring its own; nothing is registered."""
 

@@ -18,17 +18,22 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema, Sequence
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
+from gem_jax.errors import UserError
 from gem_jax.nn.attention import head_dim
+from gem_jax.nn.dense import GroupedDense, cast_weight, einsum
 from gem_jax.nn.dropout import dropout
 from gem_jax.nn.events import EventEncoder
-from gem_jax.nn.grouped import GroupedLinear
 from gem_jax.nn.jagged import Layout, pool, recent, rows_of_examples, take_recent
 from gem_jax.nn.norms import LayerNorm, RMSNorm
+from gem_jax.nn.parameters import Names, joined, numbered, parameter
+from gem_jax.precision import tags
+from gem_jax.precision.policy import Policy
 from pallas_kernels.jagged_attention import Mask, gdpa, jagged_attention, seed_attention
 
 
@@ -45,7 +50,7 @@ class Level:
         for name in ("recent", "pool"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"a pyramid level has {name}={value}; it must be at least 1")
+                raise UserError(f"a pyramid level has {name}={value}; it must be at least 1")
 
     def shorten(self, x: Float[Array, "T D"], layout: Layout) -> tuple[Float[Array, "R D"], Layout]:
         """The level's rows and their layout."""
@@ -100,11 +105,13 @@ class Likeness(nnx.Module):
 
     Attributes:
       pairs: (event attribute, candidate feature), in the schema's order.
+      names: theirs, as inputs of the source's encoder.
     """
 
     def __init__(self, sequence: Sequence, schema: Schema, width: int):
         candidates = [f for f in schema.categoricals if f.role in CANDIDATE_ROLES and f.max_ids == 1]
         self.pairs = tuple((a.name, f.name) for a in sequence.attributes for f in candidates if f.table == a.table)
+        self.names: Names = tuple(f"likeness/{attribute}/{feature}" for attribute, feature in self.pairs)
         self.norm = RMSNorm(width, affine=False)
 
     def __call__(
@@ -124,20 +131,19 @@ class Pyramid(nnx.Module):
     """Encodes every source's events and lays out the modules' streams.
 
     Attributes:
-      num_modules: M, sources times levels.
+      modules: names of the M modules: each source at each level.
     """
 
-    def __init__(self, schema: Schema, levels: tuple[Level, ...], width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, schema: Schema, levels: tuple[Level, ...], width: int, *, policy: Policy, rngs: nnx.Rngs):
         sources = schema.sequences if levels else ()
         self.levels = levels
         self.max_lens = {s.name: s.max_len for s in sources}
-        self.num_modules = len(sources) * len(levels)
+        source_names = tuple(f"sequence/{s.name}" for s in sources)
+        self.modules = joined(source_names, numbered("level", len(levels)))
         self.likeness = nnx.Dict({s.name: Likeness(s, schema, width) for s in sources})
         self.encoders = nnx.Dict(
             {
-                s.name: EventEncoder(
-                    s, width, width, num_extra=len(self.likeness[s.name].pairs), dtype=dtype, rngs=rngs
-                )
+                s.name: EventEncoder(s, width, width, extra=self.likeness[s.name].names, policy=policy, rngs=rngs)
                 for s in sources
             }
         )
@@ -166,10 +172,10 @@ class SequenceLayer(nnx.Module):
       width: D.
       num_summary: m.
       num_heads: H.
-      num_modules: M.
+      modules: names of the M modules.
       window: newest rows that each row attends to, itself included; None for all earlier ones.
       dropout_rate: before the last projection.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
@@ -178,47 +184,50 @@ class SequenceLayer(nnx.Module):
         width: int,
         num_summary: int,
         num_heads: int,
-        num_modules: int,
+        modules: Names,
         *,
         window: int | None,
         dropout_rate: float,
-        dtype,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         self.head_dim = head_dim(width, num_heads)
         self.mask = Mask(causal=True, window=window)
         self.dropout_rate = dropout_rate
-        self.dtype = dtype
+        self.policy = policy
         num_keys = 2 * num_summary
-        shape = (num_modules, num_summary, num_heads, num_keys)
-        self.w1 = nnx.Param(nnx.initializers.normal(num_summary**-0.5)(rngs.params(), shape, jnp.float32))
-        self.w2 = nnx.Param(
-            nnx.initializers.normal((num_summary * num_keys) ** -0.5)(rngs.params(), shape, jnp.float32)
-        )
+        shape, axes = (len(modules), num_summary, num_heads, num_keys), (modules, None, None, None)
+        w1 = nnx.initializers.normal(num_summary**-0.5)(rngs.params(), shape, policy.param_dtype)
+        w2 = nnx.initializers.normal((num_summary * num_keys) ** -0.5)(rngs.params(), shape, policy.param_dtype)
+        self.w1 = parameter(w1, decay=True, axes=axes)
+        self.w2 = parameter(w2, decay=True, axes=axes)
         self.norm = LayerNorm(width, affine=False)
         self.norm_personal = RMSNorm(width, affine=False)
-        self.uvqk = GroupedLinear(num_modules, width, 4 * width, dtype=dtype, rngs=rngs)
-        self.out = GroupedLinear(num_modules, width, width, use_bias=True, dtype=dtype, rngs=rngs)
+        self.uvqk = GroupedDense(modules, width, 4 * width, policy=policy, rngs=rngs)
+        self.out = GroupedDense(modules, width, width, use_bias=True, policy=policy, rngs=rngs)
 
     def __call__(self, x_sum: Float[Array, "B m D"], streams: Streams, key: jax.Array | None) -> Streams:
-        personal = self._personalise(x_sum, streams)
-        return dataclasses.replace(streams, rows=self._attend(personal, streams, key))
+        with jax.named_scope("sequence/gdpa"):
+            personal = self._personalise(x_sum, streams)
+        with jax.named_scope("sequence/attention"):
+            return dataclasses.replace(streams, rows=self._attend(personal, streams, key))
 
     def _personalise(self, x_sum: Float[Array, "B m D"], streams: Streams) -> Float[Array, "R D"]:
-        heads = x_sum.astype(self.dtype).reshape(*x_sum.shape[:2], -1, self.head_dim)
+        heads = self.policy.cast(x_sum).reshape(*x_sum.shape[:2], -1, self.head_dim)
         k, v = (
-            jnp.einsum("bmhk,gmhj->gbjhk", heads, w[...].astype(self.dtype)).reshape(-1, w.shape[-1], *heads.shape[2:])
+            einsum("bmhk,gmhj->gbjhk", heads, w, self.policy).reshape(-1, w.shape[-1], *heads.shape[2:])
             for w in (self.w1, self.w2)
         )
         layout = streams.layout
         # Zeroed first: through the norm, a NaN in a padding row would become that row's gradient.
-        q = self.norm(layout.clear_padding(streams.rows).astype(self.dtype))
+        q = self.norm(self.policy.cast(layout.clear_padding(streams.rows)))
         personal = gdpa(self._heads(q), k, v, layout.offsets, layout.lengths, max_len=layout.max_len, activation="silu")
+        personal = checkpoint_name(personal, tags.ATTENTION)
         return layout.clear_padding(self.norm_personal(q + personal.reshape(q.shape)))
 
     def _attend(self, x: Float[Array, "R D"], streams: Streams, key: jax.Array | None) -> Float[Array, "R D"]:
         layout = streams.layout
-        uvqk = jax.nn.silu(self.uvqk.rows(self.norm(x), streams.row_counts))
+        uvqk = checkpoint_name(jax.nn.silu(self.uvqk.rows(self.norm(x), streams.row_counts)), tags.ACTIVATION)
         u, v, q, k = jnp.split(uvqk, 4, axis=-1)
         attended = jagged_attention(
             self._heads(q),
@@ -230,6 +239,7 @@ class SequenceLayer(nnx.Module):
             kind="silu",
             mask=self.mask,
         )
+        attended = checkpoint_name(attended, tags.ATTENTION)
         gated = dropout(u * self.norm(attended.reshape(x.shape)), self.dropout_rate, key)
         return layout.clear_padding(self.out.rows(gated, streams.row_counts) + x)
 
@@ -251,12 +261,12 @@ class HistorySummary(nnx.Module):
       num_seeds: learned queries.
       num_recent: newest rows.
       num_heads: H.
-      num_modules: M.
-      dtype: of the computation.
+      modules: names of the M modules.
+      policy: of the computation.
       rngs: initialises the weights.
 
     Attributes:
-      num_tokens: M * s, tokens of all modules together.
+      names: of the M * s tokens of all modules together.
     """
 
     def __init__(
@@ -266,22 +276,24 @@ class HistorySummary(nnx.Module):
         num_seeds: int,
         num_recent: int,
         num_heads: int,
-        num_modules: int,
+        modules: Names,
         *,
-        dtype,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         self.head_dim = head_dim(width, num_heads)
         self.num_recent = num_recent
-        self.num_modules = num_modules
-        self.num_tokens = num_modules * (num_summary + num_seeds + num_recent)
-        self.dtype = dtype
+        self.num_modules = len(modules)
+        kinds = (*numbered("target", num_summary), *numbered("seed", num_seeds), *numbered("recent", num_recent))
+        self.names = joined(modules, kinds)
+        self.policy = policy
         self.norm = LayerNorm(width, affine=False)
-        self.seeds = nnx.Param(jax.random.normal(rngs.params(), (num_modules, 1, num_seeds, width), jnp.float32))
-        self.query = GroupedLinear(num_modules, width, width, dtype=dtype, rngs=rngs)
-        self.kv = GroupedLinear(num_modules, width, 2 * width, dtype=dtype, rngs=rngs)
-        self.out = GroupedLinear(num_modules, width, width, dtype=dtype, rngs=rngs)
-        self.gate = GroupedLinear(num_modules, width, width, use_bias=True, dtype=dtype, rngs=rngs)
+        seeds = jax.random.normal(rngs.params(), (len(modules), 1, num_seeds, width), policy.param_dtype)
+        self.seeds = parameter(seeds, decay=False, axes=(modules, None, None, None))
+        self.query = GroupedDense(modules, width, width, policy=policy, rngs=rngs)
+        self.kv = GroupedDense(modules, width, 2 * width, policy=policy, rngs=rngs)
+        self.out = GroupedDense(modules, width, width, policy=policy, rngs=rngs)
+        self.gate = GroupedDense(modules, width, width, use_bias=True, policy=policy, rngs=rngs)
 
     def __call__(self, x_sum: Float[Array, "B m D"], streams: Streams) -> Float[Array, "B s D"]:
         """All modules' tokens, module by module; seeds and targets of an empty history are 0."""
@@ -297,17 +309,19 @@ class HistorySummary(nnx.Module):
             layout.lengths,
             max_len=layout.max_len,
         )
+        pooled = checkpoint_name(pooled, tags.ATTENTION)
         pooled = self.out.blocks(pooled.reshape(self.num_modules, batch, -1, width))
         newest, _ = recent(x, layout, self.num_recent)
         newest = newest.reshape(self.num_modules, batch, -1, width)
         tokens = jnp.concatenate([pooled, newest], axis=2)
         tokens = tokens * jax.nn.sigmoid(self.gate.blocks(tokens))  # the gate of nn.gates.Gate, one per module
-        return tokens.swapaxes(0, 1).reshape(batch, self.num_tokens, width)
+        tokens = checkpoint_name(tokens, tags.ACTIVATION)
+        return tokens.swapaxes(0, 1).reshape(batch, len(self.names), width)
 
-    def _queries(self, x_sum: Float[Array, "B m D"]) -> Float[Array, "MB n H K"]:
+    def _queries(self, x_sum: Float[Array, "B m D"]) -> Float[Array, "M*B n H K"]:
         batch, _, width = x_sum.shape
-        targets = jnp.broadcast_to(self.norm(x_sum).astype(self.dtype), (self.num_modules, *x_sum.shape))
-        seeds = self.seeds[...].astype(self.dtype)
+        targets = jnp.broadcast_to(self.policy.cast(self.norm(x_sum)), (self.num_modules, *x_sum.shape))
+        seeds = cast_weight(self.seeds, self.policy)
         seeds = jnp.broadcast_to(seeds, (self.num_modules, batch, *seeds.shape[2:]))
         q = self.query.blocks(jnp.concatenate([targets, seeds], axis=2))
         return q.reshape(self.num_modules * batch, -1, width // self.head_dim, self.head_dim)

@@ -12,16 +12,21 @@ from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
 from gem_jax.models.heads import PlainHead
+from gem_jax.models.outputs import Outputs
 from gem_jax.nn.attention import JaggedSelfAttention
+from gem_jax.nn.dense import Dense, cast_weight
 from gem_jax.nn.dropout import dropout, split_key
 from gem_jax.nn.events import MergedHistory
 from gem_jax.nn.interactions import flatten
 from gem_jax.nn.jagged import Layout, recent
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.norms import LayerNorm
+from gem_jax.nn.parameters import flattened, numbered, parameter
 from gem_jax.nn.tokens import FeatureTokens
+from gem_jax.precision import remat
+from gem_jax.precision.policy import Policy
 
 
 class SASRecBlock(nnx.Module):
@@ -31,16 +36,16 @@ class SASRecBlock(nnx.Module):
       width: D.
       num_heads: of the attention.
       dropout_rate: of both sublayers' outputs.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
-    def __init__(self, width: int, num_heads: int, *, dropout_rate: float = 0.0, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int, *, dropout_rate: float = 0.0, policy: Policy, rngs: nnx.Rngs):
         self.dropout_rate = dropout_rate
         self.attention_norm = LayerNorm(width)
-        self.attention = JaggedSelfAttention(width, num_heads, kind="softmax", rope=False, dtype=dtype, rngs=rngs)
+        self.attention = JaggedSelfAttention(width, num_heads, kind="softmax", rope=False, policy=policy, rngs=rngs)
         self.mlp_norm = LayerNorm(width)
-        self.mlp = MLP(width, (width,), width, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(width, (width,), width, policy=policy, rngs=rngs)
 
     def __call__(self, x: Float[Array, "T D"], layout: Layout, key: jax.Array | None = None) -> Float[Array, "T D"]:
         """Next rows, 0 in padding rows."""
@@ -67,9 +72,9 @@ class SASRecConfig:
     dropout: float = 0.0
     """Dropout rate of the input, the blocks and the last MLP."""
 
-    def build(self, schema: Schema, rngs: nnx.Rngs, dtype=jnp.float32) -> "SASRecModel":
+    def build(self, schema: Schema, *, policy: Policy, rngs: nnx.Rngs) -> "SASRecModel":
         """The model with random weights."""
-        return SASRecModel(self, schema, rngs=rngs, dtype=dtype)
+        return SASRecModel(self, schema, policy=policy, rngs=rngs)
 
 
 class SASRecModel(nnx.Module):
@@ -80,38 +85,43 @@ class SASRecModel(nnx.Module):
     backwards (the paper pads on the left, which is the same). Domains are not used.
     """
 
-    def __init__(self, config: SASRecConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(self, config: SASRecConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
         self.dropout_rate = config.dropout
-        self.dtype = dtype
-        self.tokens = FeatureTokens(schema, config.embedding_dim, dtype=dtype, rngs=rngs)
-        self.candidate = nnx.Linear(self.tokens.num_tokens * config.embedding_dim, config.width, dtype=dtype, rngs=rngs)
-        self.history = MergedHistory(schema, config.embedding_dim, config.width, dtype=dtype, rngs=rngs)
+        self.policy = policy
+        self.tokens = FeatureTokens(schema, config.embedding_dim, policy=policy, rngs=rngs)
+        self.candidate = Dense(
+            flattened(self.tokens.names, config.embedding_dim), config.width, policy=policy, rngs=rngs
+        )
+        self.history = MergedHistory(schema, config.embedding_dim, config.width, policy=policy, rngs=rngs)
         shape = (self.history.max_len, config.width)
-        self.places = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32))
+        places = 0.02 * jax.random.normal(rngs.params(), shape, policy.param_dtype)
+        self.places = parameter(places, decay=False, axes=(numbered("before", shape[0]), None))
         self.blocks = nnx.List(
             [
-                SASRecBlock(config.width, config.num_heads, dropout_rate=config.dropout, dtype=dtype, rngs=rngs)
+                SASRecBlock(config.width, config.num_heads, dropout_rate=config.dropout, policy=policy, rngs=rngs)
                 for _ in range(config.num_layers)
             ]
         )
         self.norm = LayerNorm(config.width)
         self.head = PlainHead(
             config.width,
-            len(schema.tasks),
+            tuple(task.name for task in schema.tasks),
             hidden=config.head_hidden,
             dropout_rate=config.dropout,
-            dtype=dtype,
+            policy=policy,
             rngs=rngs,
         )
 
-    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
-        """Logits, float32."""
+    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
+        """Logits; "last": the candidate's last row, normed."""
         head_key, input_key, *keys = split_key(key, 2 + len(self.blocks))
         candidate = self.candidate(flatten(self.tokens(batch, embedded)))
         x, layout, _ = self.history(batch, embedded, candidate)
         place = jnp.maximum(layout.distance_to_end(), 0)
-        x = dropout(x + self.places[...].astype(self.dtype)[place], self.dropout_rate, input_key)
-        for block, block_key in zip(self.blocks, keys, strict=True):
-            x = block(x, layout, block_key)
-        last, _ = recent(x, layout, 1)
-        return self.head(self.norm(last[:, 0]), head_key)
+        x = dropout(x + cast_weight(self.places, self.policy)[place], self.dropout_rate, input_key)
+        for i, (block, block_key) in enumerate(zip(self.blocks, keys, strict=True)):
+            with jax.named_scope(f"layer{i}"):
+                x = remat.checkpointed(block, self.policy)(x, layout, block_key)
+        newest, _ = recent(x, layout, 1)
+        last = self.norm(newest[:, 0])
+        return Outputs(logits=self.head(last, head_key), representations={"last": last})

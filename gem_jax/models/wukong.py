@@ -11,17 +11,24 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
+from gem_jax.errors import UserError
 from gem_jax.models.heads import PlainHead
+from gem_jax.models.outputs import Outputs
+from gem_jax.nn.dense import einsum
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.interactions import LinearCompress, flatten
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.norms import LayerNorm
+from gem_jax.nn.parameters import Names, flattened, joined, numbered, parameter
 from gem_jax.nn.tokens import FeatureTokens
+from gem_jax.precision import remat, tags
+from gem_jax.precision.policy import Policy
 
 
 class FactorizationMachineBlock(nnx.Module):
@@ -30,63 +37,68 @@ class FactorizationMachineBlock(nnx.Module):
     FM(X) = X (X^T Y) with Y [n, k] learned, at cost O(n k D), or X X^T where rank is None, at O(n^2 D).
 
     Args:
-      tokens_in: n.
+      tokens_in: names of the n tokens.
       tokens_out: tokens that the MLP makes.
       width: D.
       rank: k, or None for the plain form.
       hidden: hidden sizes of the MLP.
       dropout_rate: of the MLP.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
     def __init__(
         self,
-        tokens_in: int,
+        tokens_in: Names,
         tokens_out: int,
         width: int,
         *,
         rank: int | None,
         hidden: Sequence[int],
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         self.tokens_out = tokens_out
-        self.dtype = dtype
+        self.policy = policy
         init = nnx.initializers.lecun_normal()
-        self.y = None if rank is None else nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32))
-        size = tokens_in * (rank or tokens_in)
-        self.norm = LayerNorm(size)
-        self.mlp = MLP(size, hidden, tokens_out * width, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
+        y = None if rank is None else init(rngs.params(), (len(tokens_in), rank), policy.param_dtype)
+        self.y = None if y is None else parameter(y, decay=True, axes=(tokens_in, None))
+        products = joined(tokens_in, tokens_in if rank is None else numbered("", rank))
+        self.norm = LayerNorm(products)
+        self.mlp = MLP(products, hidden, tokens_out * width, dropout_rate=dropout_rate, policy=policy, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B n D"], key: jax.Array | None = None) -> Float[Array, "B m D"]:
         if self.y is None:
             products = jnp.einsum("bnd,bmd->bnm", x, x)
         else:
-            projected = jnp.einsum("bnd,nk->bdk", x, self.y[...].astype(self.dtype))
+            projected = einsum("bnd,nk->bdk", x, self.y, self.policy)
             products = jnp.einsum("bnd,bdk->bnk", x, projected)
+        products = checkpoint_name(products, tags.INTERACTION)
         return self.mlp(self.norm(flatten(products)), key).reshape(len(x), self.tokens_out, -1)
 
 
 class WukongLayer(nnx.Module):
-    """X' = LN([FMB(X), LCB(X)] + X); the residual is linearly compressed where the number of tokens changes (Eq 2).
+    """X' = LN([FMB(X), LCB(X)] + X); the residual is linearly compressed where the tokens change (Eq 2).
+
+    The paper compresses where their number changes. Tokens of features are never those that a layer makes, whatever their number:
+    added one to one, the place of a feature in the schema would be a weight.
 
     Args:
-      tokens_in: n.
+      tokens_in: names of the n tokens.
       width: D.
       fmb_tokens: tokens from the factorization machine block.
       lcb_tokens: tokens from the linear compress block.
       rank: k, or None for the plain factorization machine.
       hidden: hidden sizes of the FMB's MLP.
       dropout_rate: of that MLP.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
     def __init__(
         self,
-        tokens_in: int,
+        tokens_in: Names,
         width: int,
         *,
         fmb_tokens: int,
@@ -94,10 +106,10 @@ class WukongLayer(nnx.Module):
         rank: int | None,
         hidden: Sequence[int],
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
-        self.tokens_out = fmb_tokens + lcb_tokens
+        self.tokens_out = numbered("token", fmb_tokens + lcb_tokens)
         self.fmb = FactorizationMachineBlock(
             tokens_in,
             fmb_tokens,
@@ -105,18 +117,24 @@ class WukongLayer(nnx.Module):
             rank=rank,
             hidden=hidden,
             dropout_rate=dropout_rate,
-            dtype=dtype,
+            policy=policy,
             rngs=rngs,
         )
-        self.lcb = LinearCompress(tokens_in, lcb_tokens, dtype=dtype, rngs=rngs)
+        self.lcb = LinearCompress(tokens_in, self.tokens_out[fmb_tokens:], policy=policy, rngs=rngs)
         self.residual = (
-            None if tokens_in == self.tokens_out else LinearCompress(tokens_in, self.tokens_out, dtype=dtype, rngs=rngs)
+            None
+            if tokens_in == self.tokens_out
+            else LinearCompress(tokens_in, self.tokens_out, policy=policy, rngs=rngs)
         )
         self.norm = LayerNorm(width)
 
     def __call__(self, x: Float[Array, "B n D"], key: jax.Array | None = None) -> Float[Array, "B m D"]:
         residual = x if self.residual is None else self.residual(x)
-        return self.norm(jnp.concatenate([self.fmb(x, key), self.lcb(x)], axis=1) + residual)
+        with jax.named_scope("fmb"):
+            products = self.fmb(x, key)
+        with jax.named_scope("lcb"):
+            compressed = self.lcb(x)
+        return self.norm(jnp.concatenate([products, compressed], axis=1) + residual)
 
 
 class Wukong(nnx.Module):
@@ -130,16 +148,16 @@ class Wukong(nnx.Module):
       rank: k, or None for the plain factorization machine.
       hidden: hidden sizes of the FMBs' MLPs.
       dropout_rate: of those MLPs.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the weights.
 
     Attributes:
-      tokens_out: tokens after the last layer.
+      tokens_out: names of the tokens after the last layer.
     """
 
     def __init__(
         self,
-        tokens_in: int,
+        tokens_in: Names,
         width: int,
         *,
         fmb_tokens: Sequence[int],
@@ -147,7 +165,7 @@ class Wukong(nnx.Module):
         rank: int | None,
         hidden: Sequence[int],
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         layers = []
@@ -161,17 +179,19 @@ class Wukong(nnx.Module):
                     rank=rank,
                     hidden=hidden,
                     dropout_rate=dropout_rate,
-                    dtype=dtype,
+                    policy=policy,
                     rngs=rngs,
                 )
             )
-            tokens_in = num_fmb + num_lcb
+            tokens_in = layers[-1].tokens_out
+        self.policy = policy
         self.layers = nnx.List(layers)
         self.tokens_out = tokens_in
 
     def __call__(self, x: Float[Array, "B n D"], key: jax.Array | None = None) -> Float[Array, "B m D"]:
-        for layer, layer_key in zip(self.layers, split_key(key, len(self.layers)), strict=True):
-            x = layer(x, layer_key)
+        for i, (layer, layer_key) in enumerate(zip(self.layers, split_key(key, len(self.layers)), strict=True)):
+            with jax.named_scope(f"layer{i}"):
+                x = remat.checkpointed(layer, self.policy)(x, layer_key)
         return x
 
 
@@ -198,45 +218,46 @@ class WukongConfig:
 
     def __post_init__(self):
         if len(self.fmb_tokens) != len(self.lcb_tokens):
-            raise ValueError(
+            raise UserError(
                 f"fmb_tokens={self.fmb_tokens} and lcb_tokens={self.lcb_tokens} need one entry per layer each"
             )
 
-    def build(self, schema: Schema, rngs: nnx.Rngs, dtype=jnp.float32) -> "WukongModel":
+    def build(self, schema: Schema, *, policy: Policy, rngs: nnx.Rngs) -> "WukongModel":
         """The model with random weights."""
-        return WukongModel(self, schema, rngs=rngs, dtype=dtype)
+        return WukongModel(self, schema, policy=policy, rngs=rngs)
 
 
 class WukongModel(nnx.Module):
     """Feature tokens, a Wukong stack, an MLP on the flattened tokens. Histories and domains are not used."""
 
-    def __init__(self, config: WukongConfig, schema: Schema, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(self, config: WukongConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
         width = config.embedding_dim
         self.tokens = FeatureTokens(
-            schema, width, dense_hidden=config.dense_hidden, dropout_rate=config.dropout, dtype=dtype, rngs=rngs
+            schema, width, dense_hidden=config.dense_hidden, dropout_rate=config.dropout, policy=policy, rngs=rngs
         )
         self.stack = Wukong(
-            self.tokens.num_tokens,
+            self.tokens.names,
             width,
             fmb_tokens=config.fmb_tokens,
             lcb_tokens=config.lcb_tokens,
             rank=config.rank,
             hidden=config.fmb_hidden,
             dropout_rate=config.dropout,
-            dtype=dtype,
+            policy=policy,
             rngs=rngs,
         )
         self.head = PlainHead(
-            self.stack.tokens_out * width,
-            len(schema.tasks),
+            flattened(self.stack.tokens_out, width),
+            tuple(task.name for task in schema.tasks),
             hidden=config.head_hidden,
             dropout_rate=config.dropout,
-            dtype=dtype,
+            policy=policy,
             rngs=rngs,
         )
 
-    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Float[Array, "B N"]:
-        """Logits, float32."""
+    def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
+        """Logits; "last": the last layer's tokens."""
         token_key, stack_key, head_key = split_key(key, 3)
         x = self.stack(self.tokens(batch, embedded, token_key), stack_key)
-        return self.head(flatten(x), head_key)
+        last = flatten(x)
+        return Outputs(logits=self.head(last, head_key), representations={"last": last})

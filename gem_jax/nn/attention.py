@@ -5,13 +5,17 @@ Shape letters: B examples, T packed rows, D width, H heads, K head dim.
 
 from typing import Literal
 
-import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Num
 
+from gem_jax.errors import UserError
+from gem_jax.nn.dense import Dense
 from gem_jax.nn.jagged import Layout
 from gem_jax.nn.norms import RMSNorm
 from gem_jax.nn.rope import rotate
+from gem_jax.precision import tags
+from gem_jax.precision.policy import Policy
 from pallas_kernels.jagged_attention import Mask, jagged_attention
 
 
@@ -19,10 +23,10 @@ def head_dim(width: int, num_heads: int) -> int:
     """`width / num_heads`.
 
     Raises:
-      ValueError: the heads do not divide the width.
+      UserError: the heads do not divide the width.
     """
     if width % num_heads:
-        raise ValueError(f"num_heads={num_heads} does not divide the width {width}; choose a divisor")
+        raise UserError(f"num_heads={num_heads} does not divide the width {width}; choose a divisor")
     return width // num_heads
 
 
@@ -36,7 +40,7 @@ class JaggedSelfAttention(nnx.Module):
       mask: which events see which.
       rope: rotary positions on queries and keys.
       qk_norm: RMS norm of queries and keys per head, which bounds the scores.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the projections.
     """
 
@@ -49,20 +53,20 @@ class JaggedSelfAttention(nnx.Module):
         mask: Mask = Mask(),  # noqa: B008 (frozen)
         rope: bool = True,
         qk_norm: bool = False,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         size = head_dim(width, num_heads)
         if rope and size % 2:
-            raise ValueError(f"rotary positions need an even head dim; width {width} / {num_heads} heads is {size}")
+            raise UserError(f"rotary positions need an even head dim; width {width} / {num_heads} heads is {size}")
         self.num_heads = num_heads
         self.kind: Literal["silu", "softmax"] = kind
         self.mask = mask
         self.rope = rope
         self.q_norm = RMSNorm(size) if qk_norm else None
         self.k_norm = RMSNorm(size) if qk_norm else None
-        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.qkv = Dense(width, 3 * width, use_bias=False, policy=policy, rngs=rngs)
+        self.out = Dense(width, width, use_bias=False, policy=policy, rngs=rngs)
 
     def __call__(
         self,
@@ -99,4 +103,5 @@ class JaggedSelfAttention(nnx.Module):
             mask=self.mask,
             num_targets=num_targets,
         )
+        attended = checkpoint_name(attended, tags.ATTENTION)
         return self.out(attended.reshape(len(x), -1))

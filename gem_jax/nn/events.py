@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from gem_jax.data.batch import Batch, Events
 from gem_jax.data.schema import Schema, Sequence
-from gem_jax.embedding.collection import Embedded
+from gem_jax.embedding.tables import Embedded
 from gem_jax.nn.jagged import Layout, merge, tokens_as_rows
 from gem_jax.nn.mlp import MLP
+from gem_jax.nn.parameters import Names, flattened, numbered
+from gem_jax.precision.policy import Policy
 
 LOG_YEAR = 17.27  # log(1 + seconds of a year): maps ages up to a year into [0, 1]
 NUM_WAVES = 8
@@ -38,8 +40,8 @@ class EventEncoder(nnx.Module):
       embedding_dim: width of the attributes' embeddings.
       width: D.
       form: "linear" or "masknet".
-      num_extra: further numbers per event, e.g. its likeness to the candidate.
-      dtype: of the rows.
+      extra: names of further numbers per event, e.g. its likeness to the candidate.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
@@ -50,15 +52,16 @@ class EventEncoder(nnx.Module):
         width: int,
         *,
         form: Literal["linear", "masknet"] = "linear",
-        num_extra: int = 0,
-        dtype=jnp.float32,
+        extra: Names = (),
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         self.attributes = tuple(a.name for a in sequence.attributes)
-        self.dtype = dtype
-        size = len(self.attributes) * embedding_dim + 2 * NUM_WAVES + 1 + num_extra
-        self.mask = MLP(size, (width,), size, dtype=dtype, rngs=rngs) if form == "masknet" else None
-        self.project = MLP(size, (width,) if form == "masknet" else (), width, dtype=dtype, rngs=rngs)
+        self.policy = policy
+        attributes = tuple(f"attribute/{name}" for name in self.attributes)
+        inputs = (*flattened(attributes, embedding_dim), *numbered("time/", 2 * NUM_WAVES + 1), *extra)
+        self.mask = MLP(inputs, (width,), inputs, policy=policy, rngs=rngs) if form == "masknet" else None
+        self.project = MLP(inputs, (width,) if form == "masknet" else (), width, policy=policy, rngs=rngs)
 
     def __call__(
         self, events: Events, embedded: dict[str, Array], layout: Layout, extra: Float[Array, "T E"] | None = None
@@ -69,12 +72,12 @@ class EventEncoder(nnx.Module):
           events: for their ages.
           embedded: attribute -> [T, embedding_dim].
           layout: of the events.
-          extra: the `num_extra` further numbers.
+          extra: the further numbers.
         """
-        parts = [embedded[name].astype(self.dtype) for name in self.attributes]
-        parts.append(time_features(events.age_s).astype(self.dtype))
+        parts = [self.policy.cast(embedded[name]) for name in self.attributes]
+        parts.append(self.policy.cast(time_features(events.age_s)))
         if extra is not None:
-            parts.append(extra.astype(self.dtype))
+            parts.append(self.policy.cast(extra))
         x = layout.clear_padding(jnp.concatenate(parts, axis=1))
         if self.mask is not None:
             x = x * self.mask(x)
@@ -88,14 +91,14 @@ class MergedHistory(nnx.Module):
       schema: names the sources.
       embedding_dim: width of the tables.
       width: D.
-      dtype: of the rows.
+      policy: of the computation.
       rngs: initialises one encoder per source.
     """
 
-    def __init__(self, schema: Schema, embedding_dim: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, schema: Schema, embedding_dim: int, width: int, *, policy: Policy, rngs: nnx.Rngs):
         self.max_lens = {s.name: s.max_len for s in schema.sequences}
         self.encoders = nnx.Dict(
-            {s.name: EventEncoder(s, embedding_dim, width, dtype=dtype, rngs=rngs) for s in schema.sequences}
+            {s.name: EventEncoder(s, embedding_dim, width, policy=policy, rngs=rngs) for s in schema.sequences}
         )
 
     @property

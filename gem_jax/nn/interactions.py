@@ -10,50 +10,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from gem_jax.nn.dense import Dense, einsum
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.norms import LayerNorm
+from gem_jax.nn.parameters import Axis, Names, flattened, pairs, parameter
+from gem_jax.precision import tags
+from gem_jax.precision.policy import Policy
 
 
 def pairwise_dots(x: Float[Array, "B n D"]) -> Float[Array, "B P"]:
     """x_i . x_j for the P = n (n - 1) / 2 pairs i < j (DLRM, arXiv 1906.00091)."""
     rows, columns = np.triu_indices(x.shape[1], k=1)
-    return jnp.einsum("bnd,bmd->bnm", x, x)[:, rows, columns]
+    return checkpoint_name(jnp.einsum("bnd,bmd->bnm", x, x)[:, rows, columns], tags.INTERACTION)
 
 
 class CrossNetwork(nnx.Module):
     """DCN-V2's cross network in matrix form (arXiv 2008.13535, Eq 1): x_{l+1} = x_0 * (W_l x_l + b_l) + x_l.
 
     Args:
-      num_features: F.
+      features: names of the F inputs, or F.
       num_layers: depth; the output holds interactions up to order num_layers + 1.
       rank: None for a full W, otherwise W = U V with this inner size (section 4.2, one expert).
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
-    def __init__(
-        self, num_features: int, num_layers: int, *, rank: int | None = None, dtype=jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, features: Axis, num_layers: int, *, rank: int | None = None, policy: Policy, rngs: nnx.Rngs):
         self.is_low_rank = rank is not None
-        inner = num_features if rank is None else rank
+        inner = features if rank is None else rank
         layers = range(num_layers)
         self.down = nnx.List(
-            [
-                nnx.Linear(num_features, inner, use_bias=False, dtype=dtype, rngs=rngs)
-                for _ in layers
-                if self.is_low_rank
-            ]
+            [Dense(features, inner, use_bias=False, policy=policy, rngs=rngs) for _ in layers if self.is_low_rank]
         )
-        self.up = nnx.List([nnx.Linear(inner, num_features, dtype=dtype, rngs=rngs) for _ in layers])
+        self.up = nnx.List([Dense(inner, features, policy=policy, rngs=rngs) for _ in layers])
 
     def __call__(self, x: Float[Array, "B F"]) -> Float[Array, "B F"]:
         crossed = x
         for layer, up in enumerate(self.up):
             inner = self.down[layer](crossed) if self.is_low_rank else crossed
-            crossed = x * up(inner) + crossed
+            crossed = checkpoint_name(x * up(inner) + crossed, tags.INTERACTION)
         return crossed
 
 
@@ -61,19 +60,20 @@ class LinearCompress(nnx.Module):
     """Tokens mixed linearly to another number of tokens: W X, W [m, n], no bias (Wukong's LCB, arXiv 2403.02545, Eq 4).
 
     Args:
-      tokens_in: n.
-      tokens_out: m.
-      dtype: of the computation.
+      tokens_in: names of the n tokens.
+      tokens_out: names of the m tokens.
+      policy: of the computation.
       rngs: initialises W.
     """
 
-    def __init__(self, tokens_in: int, tokens_out: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, tokens_in: Names, tokens_out: Names, *, policy: Policy, rngs: nnx.Rngs):
         init = nnx.initializers.lecun_normal()
-        self.weight = nnx.Param(init(rngs.params(), (tokens_in, tokens_out), jnp.float32))
-        self.dtype = dtype
+        weight = init(rngs.params(), (len(tokens_in), len(tokens_out)), policy.param_dtype)
+        self.weight = parameter(weight, decay=True, axes=(tokens_in, tokens_out))
+        self.policy = policy
 
     def __call__(self, x: Float[Array, "B n D"]) -> Float[Array, "B m D"]:
-        return jnp.einsum("bnd,nm->bmd", x.astype(self.dtype), self.weight[...].astype(self.dtype))
+        return einsum("bnd,nm->bmd", x, self.weight, self.policy)
 
 
 def flatten(x: Float[Array, "B n D"]) -> Float[Array, "B F"]:
@@ -86,35 +86,37 @@ class Interaction(nnx.Module):
 
     Args:
       kind: "dot" or "dcnv2".
-      tokens_in: n; InterFormer puts features and sequence summaries together.
-      tokens_out: m.
+      tokens_in: names of the n tokens; InterFormer puts features and sequence summaries together.
+      tokens_out: names of the m tokens.
       width: D.
       hidden: hidden sizes of the MLP.
       dropout_rate: of the MLP.
-      dtype: of the computation.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
     def __init__(
         self,
         kind: Literal["dot", "dcnv2"],
-        tokens_in: int,
-        tokens_out: int,
+        tokens_in: Names,
+        tokens_out: Names,
         width: int,
         *,
         hidden: Sequence[int],
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
-        self.tokens_out = tokens_out
-        size = tokens_in * (tokens_in - 1) // 2 if kind == "dot" else tokens_in * width
-        self.cross = None if kind == "dot" else CrossNetwork(size, 1, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(size, hidden, tokens_out * width, dropout_rate=dropout_rate, dtype=dtype, rngs=rngs)
+        self.num_tokens = len(tokens_out)
+        inputs = pairs(tokens_in) if kind == "dot" else flattened(tokens_in, width)
+        self.cross = None if kind == "dot" else CrossNetwork(inputs, 1, policy=policy, rngs=rngs)
+        self.mlp = MLP(
+            inputs, hidden, flattened(tokens_out, width), dropout_rate=dropout_rate, policy=policy, rngs=rngs
+        )
 
     def __call__(self, x: Float[Array, "B n D"], key: jax.Array | None = None) -> Float[Array, "B m D"]:
         interacted = pairwise_dots(x) if self.cross is None else self.cross(flatten(x))
-        return self.mlp(interacted, key).reshape(len(x), self.tokens_out, -1)
+        return self.mlp(interacted, key).reshape(len(x), self.num_tokens, -1)
 
 
 class DHEN(nnx.Module):
@@ -125,13 +127,13 @@ class DHEN(nnx.Module):
 
     def __init__(
         self,
-        tokens_in: int,
-        tokens_out: int,
+        tokens_in: Names,
+        tokens_out: Names,
         width: int,
         *,
         hidden: Sequence[int],
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
         kinds: tuple[Literal["dot", "dcnv2"], ...] = ("dot", "dcnv2")
@@ -144,13 +146,13 @@ class DHEN(nnx.Module):
                     width,
                     hidden=hidden,
                     dropout_rate=dropout_rate,
-                    dtype=dtype,
+                    policy=policy,
                     rngs=rngs,
                 )
                 for kind in kinds
             ]
         )
-        self.shortcut = LinearCompress(tokens_in, tokens_out, dtype=dtype, rngs=rngs)
+        self.shortcut = LinearCompress(tokens_in, tokens_out, policy=policy, rngs=rngs)
         self.norm = LayerNorm(width)
 
     def __call__(self, x: Float[Array, "B n D"], key: jax.Array | None = None) -> Float[Array, "B m D"]:

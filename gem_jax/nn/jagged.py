@@ -46,7 +46,7 @@ class Layout:
         return cls.make(events.offsets, events.lengths, events.age_s.shape[0], max_len)
 
     @classmethod
-    def make(cls, offsets: Int[Array, " B+1"], lengths: Int[Array, " B"], num_rows: int, max_len: int) -> "Layout":
+    def make(cls, offsets: Int[Array, " B_and_1"], lengths: Int[Array, " B"], num_rows: int, max_len: int) -> "Layout":
         """The layout of histories that start at `offsets`, multiples of 8, in an array of `num_rows` rows."""
         offsets, lengths = jnp.asarray(offsets), jnp.asarray(lengths)
         # Starts are multiples of 8, so the 8 rows of a group belong to at most one example: search once a group.

@@ -1,62 +1,54 @@
 """The multi-layer perceptron that every block uses."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import dropout, split_key
-
-Activation = Literal["relu", "silu", "gelu"]
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "gelu": jax.nn.gelu,
-}
+from gem_jax.nn.parameters import Axis
+from gem_jax.precision import tags
+from gem_jax.precision.policy import Policy
 
 
 class MLP(nnx.Module):
-    """Linear layers of sizes `hidden`, each with activation and dropout, then a plain Linear to `out_features`.
+    """Linear maps to sizes `hidden`, each with relu and dropout, then a plain one to `out_features`.
 
     Args:
-      in_features: size of the input's last axis.
-      hidden: sizes of the hidden layers; none makes this a single Linear.
-      out_features: size of the last layer, which has neither activation nor dropout.
-      activation: of the hidden layers.
+      in_features: size of the input's last axis, or the names of its places.
+      hidden: sizes of the hidden layers; none makes this a single linear map.
+      out_features: size of the last layer, or the names of its outputs; it has neither relu nor dropout.
       dropout_rate: of the hidden layers, active where a key is given.
-      dtype: of the computation; parameters are float32.
+      policy: of the computation.
       rngs: initialises the weights.
     """
 
     def __init__(
         self,
-        in_features: int,
+        in_features: Axis,
         hidden: Sequence[int],
-        out_features: int,
+        out_features: Axis,
         *,
-        activation: Activation = "relu",
         dropout_rate: float = 0.0,
-        dtype=jnp.float32,
+        policy: Policy,
         rngs: nnx.Rngs,
     ):
-        sizes = [in_features, *hidden, out_features]
-        # Variance 2 / fan_in keeps activations of order one through relu-like layers.
+        sizes: list[Axis] = [in_features, *hidden, out_features]
+        # Variance 2 / fan_in keeps activations of order one through relus.
         inits = [nnx.initializers.he_normal()] * len(hidden) + [nnx.initializers.lecun_normal()]
         self.layers = nnx.List(
             [
-                nnx.Linear(n, m, kernel_init=init, dtype=dtype, rngs=rngs)
+                Dense(n, m, kernel_init=init, policy=policy, rngs=rngs)
                 for n, m, init in zip(sizes[:-1], sizes[1:], inits, strict=True)
             ]
         )
-        self.activation: Activation = activation
         self.dropout_rate = dropout_rate
 
-    def __call__(self, x: Float[Array, "... I"], key: jax.Array | None = None) -> Float[Array, "... O"]:
+    def __call__(self, x: Float[Array, "*s I"], key: jax.Array | None = None) -> Float[Array, "*s O"]:
         *hidden, last = self.layers
         for layer, layer_key in zip(hidden, split_key(key, len(hidden)), strict=True):
-            x = dropout(ACTIVATIONS[self.activation](layer(x)), self.dropout_rate, layer_key)
+            x = dropout(checkpoint_name(jax.nn.relu(layer(x)), tags.ACTIVATION), self.dropout_rate, layer_key)
         return last(x)

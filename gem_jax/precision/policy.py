@@ -6,6 +6,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from gem_jax.errors import UserError
+from gem_jax.precision import tags
+
 type Dtype = Literal["float32", "bfloat16"]
 
 
@@ -18,6 +21,14 @@ class Policy:
 
     compute: Dtype = "float32"
     """What matrix products compute in, and what matrices travel in where HSDP gathers them."""
+    recompute: tuple[str, ...] = ()
+    """Tags (`gem_jax.precision.tags`) whose values each layer computes again in the backward pass: less memory for more time; none
+    keeps whatever the backward pass reads."""
+
+    def __post_init__(self):
+        for tag in self.recompute:
+            if tag not in tags.RECOMPUTABLE:
+                raise UserError(f"precision.recompute names '{tag}'; the tags are {', '.join(tags.RECOMPUTABLE)}")
 
     @property
     def param_dtype(self) -> jnp.dtype:
@@ -41,3 +52,7 @@ class Policy:
     def cast(self, x: jax.Array) -> jax.Array:
         """`x` in the compute dtype."""
         return x.astype(self.compute_dtype)
+
+    def to_reduce(self, x: jax.Array) -> jax.Array:
+        """`x` in the reduce dtype."""
+        return x.astype(self.reduce_dtype)

@@ -8,8 +8,7 @@ import numpy as np
 
 from gem_jax.data.batch import Batch, Events
 from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, Vector
-from gem_jax.embedding.collection import TableCollection
-from gem_jax.embedding.touched_rows import lookup
+from gem_jax.embedding.tables import Embedded
 
 FULL = Schema(
     tables=(Table(name="user", rows=40), Table(name="ad", rows=30), Table(name="topic", rows=7)),
@@ -94,18 +93,31 @@ def random_batch(schema: Schema, num_slots: int, *, filled: int | None = None, s
     )
 
 
-def stacked_ids(schema: Schema, batch: Batch) -> np.ndarray:
-    """All ids of a batch, in the order of `TableCollection`, as rows of the schema's tables one after the other."""
-    first = dict(zip([t.name for t in schema.tables], np.cumsum([0, *(t.rows for t in schema.tables)]), strict=False))
-    parts = TableCollection(schema, 1).ids(batch)
-    return np.concatenate([np.where(ids >= 0, ids + first[table], -1) for table, ids in parts]).astype(np.int32)
-
-
-def embed(schema: Schema, batch: Batch, dim: int, *, seed: int = 0):
-    """Random tables' rows for a batch: all tables as one array, and what the model is given."""
+def embed(schema: Schema, batch: Batch, dim: int, *, seed: int = 0) -> tuple[dict[str, jax.Array], Embedded]:
+    """Random tables, and what the model is given of them for a batch."""
     num_rows = sum(t.rows for t in schema.tables)
-    table = 0.5 * jax.random.normal(jax.random.key(seed), (num_rows, dim))
-    return table, TableCollection(schema, dim).split(lookup(table, stacked_ids(schema, batch)), batch)
+    rows = 0.5 * jax.random.normal(jax.random.key(seed), (num_rows, dim))
+    ends = np.cumsum([t.rows for t in schema.tables])
+    tables = dict(zip([t.name for t in schema.tables], jnp.split(rows, ends[:-1]), strict=True))
+    return tables, lookup(schema, tables, batch)
+
+
+def lookup(schema: Schema, tables: dict[str, jax.Array], batch: Batch) -> Embedded:
+    """The batch's ids as vectors: 0 where absent, the mean over the ids present of a feature with several."""
+    features = {}
+    for feature in schema.categoricals:
+        ids = batch.ids[feature.name]
+        present = jnp.maximum((ids >= 0).sum(axis=1, keepdims=True), 1)
+        features[feature.name] = _rows(tables[feature.table], ids).sum(axis=1) / present
+    events = {
+        s.name: {a.name: _rows(tables[a.table], batch.sequences[s.name].ids[a.name]) for a in s.attributes}
+        for s in schema.sequences
+    }
+    return Embedded(features=features, events=events)
+
+
+def _rows(table, ids):
+    return jnp.where((ids >= 0)[..., None], table[jnp.maximum(ids, 0)], 0)
 
 
 def poison_padding(batch: Batch, embedded):

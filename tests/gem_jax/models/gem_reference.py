@@ -175,8 +175,8 @@ def gem(model, schema, pairs, batch, embedded, **options):
     for b in range(len(batch.domain)):
         tokens = [f64(embedded.features[f.name])[b] for f in schema.categoricals]
         tokens.append(ref.mlp(model.tokens.dense, f64(batch.dense)[b]))
-        for vector, layer in zip(schema.vectors, model.tokens.vector_linears, strict=True):
-            tokens.append(ref.linear(layer, f64(batch.vectors[vector.name])[b]))
+        for vector in schema.vectors:
+            tokens.append(ref.linear(model.tokens.vector_linears[vector.name], f64(batch.vectors[vector.name])[b]))
         states = [ref.layer_norm(compress(model.compress, np.stack(tokens)), model.norm)]
         own = streams[b]
         for layer in model.layers:

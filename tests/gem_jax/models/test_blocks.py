@@ -13,9 +13,12 @@ from gem_jax.models.hstu import HSTUBlock
 from gem_jax.models.interformer import PFFN, FeatureSummary, SequenceArch, SequenceSummary
 from gem_jax.models.sasrec import SASRecBlock
 from gem_jax.models.wukong import FactorizationMachineBlock, Wukong, WukongLayer
+from gem_jax.nn.parameters import numbered
+from gem_jax.precision.policy import Policy
 from tests.gem_jax.nn import numpy_reference as ref
 from tests.gem_jax.nn.numpy_reference import f64
 from tests.gem_jax.nn.running import (
+    FLOAT32,
     LENGTHS,
     MAX_LEN,
     NUM_ROWS,
@@ -29,6 +32,7 @@ from tests.gem_jax.nn.running import (
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)  # norms after products of random parameters multiply float32's 1e-7 by about 100
 NUM_EXAMPLES = len(LENGTHS)
+TOKENS = numbered("token", 9)
 
 
 # Wukong
@@ -49,7 +53,9 @@ def wukong_layer(module, x):
 
 @pytest.mark.parametrize("rank", [None, 3])
 def test_factorization_machine_block(rank):
-    module = randomised(lambda: FactorizationMachineBlock(5, 2, 4, rank=rank, hidden=(6,), rngs=nnx.Rngs(0)))
+    module = randomised(
+        lambda: FactorizationMachineBlock(TOKENS[:5], 2, 4, rank=rank, hidden=(6,), policy=FLOAT32, rngs=nnx.Rngs(0))
+    )
     x = normal(3, 5, 4)
     np.testing.assert_allclose(run(module, x), [fmb(module, example) for example in f64(x)], **CLOSE)
 
@@ -57,19 +63,19 @@ def test_factorization_machine_block(rank):
 @pytest.mark.parametrize("tokens_in", [5, 7])  # 5 = tokens out: a plain residual
 def test_wukong_layer(tokens_in):
     options = dict(fmb_tokens=2, lcb_tokens=3, rank=3, hidden=(6,))
-    module = randomised(lambda: WukongLayer(tokens_in, 4, **options, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: WukongLayer(TOKENS[:tokens_in], 4, **options, policy=FLOAT32, rngs=nnx.Rngs(0)))
     assert (module.residual is None) == (tokens_in == 5)
     x = normal(3, tokens_in, 4)
     np.testing.assert_allclose(run(module, x), [wukong_layer(module, example) for example in f64(x)], **CLOSE)
 
 
 def test_wukong_pyramid():
-    make = lambda: Wukong(9, 4, fmb_tokens=(4, 1), lcb_tokens=(3, 2), rank=2, hidden=(5,), rngs=nnx.Rngs(0))  # noqa: E731
-    module = randomised(make)
+    sizes = dict(fmb_tokens=(4, 1), lcb_tokens=(3, 2), rank=2, hidden=(5,))
+    module = randomised(lambda: Wukong(TOKENS, 4, **sizes, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x = normal(3, 9, 4)
     expected = [wukong_layer(module.layers[1], wukong_layer(module.layers[0], example)) for example in f64(x)]
     y = run(module, x)
-    assert y.shape == (3, module.tokens_out, 4) == (3, 3, 4)
+    assert y.shape == (3, len(module.tokens_out), 4) == (3, 3, 4)
     np.testing.assert_allclose(y, expected, **CLOSE)
 
 
@@ -87,7 +93,7 @@ def gate(module, x):
 
 
 def test_pffn():
-    module = randomised(lambda: PFFN(4, 3, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: PFFN(4, 3, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x, histories = random_rows(4)
     summary = normal(NUM_EXAMPLES, 3, 4)
     expected = [pffn(module, s, h) for s, h in zip(f64(summary), histories, strict=True)]
@@ -95,7 +101,7 @@ def test_pffn():
 
 
 def test_feature_summary():
-    module = randomised(lambda: FeatureSummary(5, 2, 4, gate="gated", dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: FeatureSummary(TOKENS[:5], 2, 4, gate="gated", policy=FLOAT32, rngs=nnx.Rngs(0)))
     x = normal(3, 5, 4)
     compressed = np.einsum("nm,bnd->bmd", f64(module.compress.weight), f64(x))
     np.testing.assert_allclose(run(module, x), gate(module.gate, compressed), **CLOSE)
@@ -103,7 +109,7 @@ def test_feature_summary():
 
 def test_sequence_summary():
     sizes = dict(num_cls=1, num_pma=3, num_recent=2, num_heads=2)
-    module = randomised(lambda: SequenceSummary(4, **sizes, gate="gated", dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: SequenceSummary(4, **sizes, gate="gated", policy=FLOAT32, rngs=nnx.Rngs(0)))
     x, histories = random_rows(4)
     expected = []
     for history in histories:
@@ -112,14 +118,16 @@ def test_sequence_summary():
         newest = np.zeros((2, 4))
         newest[2 - min(2, len(events)) :] = events[len(events) - min(2, len(events)) :]
         expected.append(gate(module.gate, np.concatenate([cls, ref.pma(module.pma, history), newest])))
-    assert module.num_tokens == 6
+    assert module.names == ("cls0", "pma0", "pma1", "pma2", "recent0", "recent1")
     np.testing.assert_allclose(run(module, x, example_layout()), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("personalise", ["pffn", "gdpa"])
 def test_sequence_arch(residual, personalise):
-    module = randomised(lambda: SequenceArch(4, 3, 2, personalise=personalise, residual=residual, rngs=nnx.Rngs(0)))
+    module = randomised(
+        lambda: SequenceArch(4, 3, 2, personalise=personalise, residual=residual, policy=FLOAT32, rngs=nnx.Rngs(0))
+    )
     x, histories = random_rows(4)
     summary = normal(NUM_EXAMPLES, 3, 4)
     expected = []
@@ -140,8 +148,7 @@ def test_sequence_arch(residual, personalise):
 
 
 def gdpa(module, summary, history):
-    """RMSNorm(silu(q K^T / tau) V + q), q = LN(S), K and V mixed per head from the summary tokens."""
-    tau = MAX_LEN if module.tau is None else module.tau
+    """RMSNorm(silu(q K^T / n) V + q), q = LN(S), K and V mixed per head from the summary tokens."""
     q = ref.layer_norm(history, module.norm_in)
     size = module.head_dim
     out = np.zeros_like(q)
@@ -149,13 +156,12 @@ def gdpa(module, summary, history):
         span = slice(h * size, (h + 1) * size)
         k = f64(module.w1)[:, h].T @ summary[:, span]
         v = f64(module.w2)[:, h].T @ summary[:, span]
-        out[:, span] = ref.silu(q[:, span] @ k.T / tau) @ v
+        out[:, span] = ref.silu(q[:, span] @ k.T / MAX_LEN) @ v
     return ref.rms_norm(out + q, module.norm_out)
 
 
-@pytest.mark.parametrize("tau", [None, 1.5])
-def test_gdpa_feed_forward(tau):
-    module = randomised(lambda: GDPAFeedForward(6, 3, 2, num_keys=5, tau=tau, rngs=nnx.Rngs(0)))
+def test_gdpa_feed_forward():
+    module = randomised(lambda: GDPAFeedForward(6, 3, 2, num_keys=5, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x, histories = random_rows(6)
     summary = normal(NUM_EXAMPLES, 3, 6)
     expected = [gdpa(module, s, h) for s, h in zip(f64(summary), histories, strict=True)]
@@ -186,7 +192,9 @@ def hstu(module, x, timestamps):
 
 @pytest.mark.parametrize("relative_bias", [True, False])
 def test_hstu_block(relative_bias):
-    module = randomised(lambda: HSTUBlock(6, 2, 4, MAX_LEN, relative_bias=relative_bias, rngs=nnx.Rngs(0)))
+    module = randomised(
+        lambda: HSTUBlock(6, 2, 4, MAX_LEN, relative_bias=relative_bias, policy=FLOAT32, rngs=nnx.Rngs(0))
+    )
     assert module.uvqk.bias is None and module.out.bias is not None
     x, histories = random_rows(6)
     timestamps = -np.sort(np.random.default_rng(3).integers(0, 10**6, NUM_ROWS).astype(np.int32))[::-1]
@@ -198,7 +206,7 @@ def test_hstu_block(relative_bias):
 
 
 def test_sasrec_block():
-    module = randomised(lambda: SASRecBlock(6, 2, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: SASRecBlock(6, 2, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x, histories = random_rows(6)
     expected = []
     for history in histories:
@@ -212,7 +220,11 @@ def test_sasrec_block():
 
 
 def test_domain_gated_heads():
-    module = randomised(lambda: DomainGatedHeads(7, 2, 3, hidden=6, rngs=nnx.Rngs(0)))
+    module = randomised(
+        lambda: DomainGatedHeads(
+            7, ("click", "like"), ("feed", "stories", "reels"), hidden=6, policy=FLOAT32, rngs=nnx.Rngs(0)
+        )
+    )
     x, domain = normal(9, 7), np.arange(9, dtype=np.int32) % 3
     expected = np.zeros((9, 2))
     for b in range(9):
@@ -225,15 +237,16 @@ def test_domain_gated_heads():
 
 def test_heads_return_float32_logits():
     x = normal(5, 8)
-    make = dict(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert PlainHead(8, 3, hidden=(4,), **make)(x).dtype == jnp.float32
-    logits = DomainGatedHeads(8, 3, 2, hidden=4, **make)(x, jnp.zeros(5, jnp.int32))
+    tasks = ("click", "like", "buy")
+    make = dict(policy=Policy(compute="bfloat16"), rngs=nnx.Rngs(0))
+    assert PlainHead(8, tasks, hidden=(4,), **make)(x).dtype == jnp.float32
+    logits = DomainGatedHeads(8, tasks, ("feed", "stories"), hidden=4, **make)(x, jnp.zeros(5, jnp.int32))
     assert logits.shape == (5, 3) and logits.dtype == jnp.float32
 
 
 def test_blocks_do_not_mix_examples():
     """Swapping two histories swaps their outputs, whatever lies around them."""
-    module = randomised(lambda: HSTUBlock(6, 2, 4, MAX_LEN, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: HSTUBlock(6, 2, 4, MAX_LEN, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x, histories = random_rows(6)
     layout = example_layout()
     timestamps = np.arange(NUM_ROWS, dtype=np.int32)

@@ -10,17 +10,28 @@ import pytest
 from flax import nnx
 
 from gem_jax.data.batch import Batch
+from gem_jax.errors import UserError
 from gem_jax.models.cross_layer import LAST_STATE_BIAS, CrossLayerAttention
 from gem_jax.models.gem import GemConfig, GemLayer
 from gem_jax.models.pyramid import HistorySummary, Level, Pyramid, SequenceLayer, Streams
-from gem_jax.training.optimizer import path_name
+from gem_jax.nn.parameters import numbered, path_name
 from tests.gem_jax.models import gem_reference
 from tests.gem_jax.models.batches import BARE, FULL, embed, packed_offsets, poison_padding, random_batch
 from tests.gem_jax.nn.numpy_reference import f64
-from tests.gem_jax.nn.running import assert_rows, example_layout, normal, quick_jit, random_rows, randomised, run
+from tests.gem_jax.nn.running import (
+    FLOAT32,
+    assert_rows,
+    example_layout,
+    normal,
+    quick_jit,
+    random_rows,
+    randomised,
+    run,
+)
 
 WIDTH = 8
 LEVELS = (Level(), Level(recent=6, pool=4))
+MODULES = numbered("module", 2)
 CONFIG = GemConfig(
     embedding_dim=WIDTH,
     fmb_tokens=2,
@@ -61,9 +72,9 @@ def uneven_batch() -> Batch:
 @functools.cache
 def compiled(config: GemConfig):
     """The model with random weights, its state, and its jitted logits(state, batch, embedded)."""
-    model = randomised(lambda: config.build(FULL, nnx.Rngs(0)))
+    model = randomised(lambda: config.build(FULL, policy=FLOAT32, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    return model, state, quick_jit(lambda state, *args: nnx.merge(graphdef, state)(*args))
+    return model, state, quick_jit(lambda state, *args: nnx.merge(graphdef, state)(*args).logits)
 
 
 def logits_of(config: GemConfig, batch: Batch, state=None):
@@ -77,7 +88,7 @@ def logits_of(config: GemConfig, batch: Batch, state=None):
 
 @pytest.mark.parametrize("num_states", [1, 3])
 def test_cross_layer_attention(num_states):
-    module = randomised(lambda: CrossLayerAttention(6, 2, num_states, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: CrossLayerAttention(6, 2, num_states, policy=FLOAT32, rngs=nnx.Rngs(0)))
     states = [normal(4, 5, 6, seed=i) for i in range(num_states)]
     graphdef, state = nnx.split(module)
     y = quick_jit(lambda state, states: nnx.merge(graphdef, state)(states))(state, states)
@@ -88,7 +99,7 @@ def test_cross_layer_attention(num_states):
 
 
 def test_cross_layer_attention_starts_close_to_a_residual():
-    module = CrossLayerAttention(6, 2, 4, rngs=nnx.Rngs(0))
+    module = CrossLayerAttention(6, 2, 4, policy=FLOAT32, rngs=nnx.Rngs(0))
     module.query.kernel[...] = jnp.zeros((6, 6))  # equal scores
     states = [jnp.zeros((1, 1, 6))] * 3 + [jnp.ones((1, 1, 6))]
     weight = np.exp(LAST_STATE_BIAS) / (np.exp(LAST_STATE_BIAS) + 3)
@@ -114,24 +125,24 @@ def test_level_shortens_histories(level):
 
 @pytest.mark.parametrize("name", ["recent", "pool"])
 def test_level_errors_say_what_to_change(name):
-    with pytest.raises(ValueError, match=f"{name}=0; it must be at least 1"):
+    with pytest.raises(UserError, match=f"{name}=0; it must be at least 1"):
         Level(**{name: 0})
 
 
 def test_likeness_pairs_event_attributes_with_the_candidate():
     """Of the features that share a table with an event's attribute, only the ad's, and only single-valued ones."""
-    module = nnx.eval_shape(lambda: Pyramid(FULL, LEVELS, WIDTH, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Pyramid(FULL, LEVELS, WIDTH, policy=FLOAT32, rngs=nnx.Rngs(0)))
     assert {name: list(part.pairs) for name, part in module.likeness.items()} == PAIRS
 
 
 def test_pyramid():
-    module = randomised(lambda: Pyramid(FULL, LEVELS, WIDTH, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: Pyramid(FULL, LEVELS, WIDTH, policy=FLOAT32, rngs=nnx.Rngs(0)))
     batch = uneven_batch()
     batch, embedded = poison_padding(batch, embed(FULL, batch, WIDTH)[1])
     graphdef, state = nnx.split(module)
     streams = quick_jit(lambda state, *args: nnx.merge(graphdef, state)(*args))(state, batch, embedded)
     expected = gem_reference.pyramid(module, FULL, PAIRS, batch, embedded)
-    assert module.num_modules == len(expected[0]) == 4
+    assert len(module.modules) == len(expected[0]) == 4
     assert streams.layout.max_len == LONGEST
     assert sum(streams.row_counts) == len(streams.rows) and not np.any(np.asarray(streams.layout.offsets) % 8)
     ends = np.cumsum(streams.row_counts)
@@ -164,8 +175,8 @@ def test_streams_join_modules():
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_sequence_layer(window):
-    make = dict(window=window, dropout_rate=0.0, dtype=jnp.float32)
-    module = randomised(lambda: SequenceLayer(WIDTH, 3, 2, 2, **make, rngs=nnx.Rngs(0)))
+    make = dict(window=window, dropout_rate=0.0, policy=FLOAT32)
+    module = randomised(lambda: SequenceLayer(WIDTH, 3, 2, MODULES, **make, rngs=nnx.Rngs(0)))
     streams, histories = two_modules()
     summary = normal(4, 3, WIDTH)
     graphdef, state = nnx.split(module)
@@ -186,11 +197,11 @@ def test_sequence_layer(window):
 
 
 def test_history_summary():
-    module = randomised(lambda: HistorySummary(WIDTH, 3, 2, 2, 2, 2, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: HistorySummary(WIDTH, 3, 2, 2, 2, MODULES, policy=FLOAT32, rngs=nnx.Rngs(0)))
     streams, histories = two_modules()
     summary = normal(4, 3, WIDTH)
     y = run(module, summary, streams)
-    assert y.shape == (4, module.num_tokens, WIDTH) == (4, 2 * 7, WIDTH)
+    assert y.shape == (4, len(module.names), WIDTH) == (4, 2 * 7, WIDTH)
     expected = [
         gem_reference.history_summary(module, x_sum, own) for x_sum, own in zip(f64(summary), histories, strict=True)
     ]
@@ -203,10 +214,10 @@ def test_history_summary():
 
 @pytest.mark.parametrize("num_states", [1, 2])
 def test_gem_layer(num_states):
-    module = randomised(lambda: GemLayer(CONFIG, 2, num_states, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: GemLayer(CONFIG, MODULES, num_states, policy=FLOAT32, rngs=nnx.Rngs(0)))
     assert (module.residual is None) == (num_states == 1)
     streams, histories = two_modules()
-    states = [normal(4, CONFIG.num_tokens, WIDTH, seed=i) for i in range(num_states)]
+    states = [normal(4, len(CONFIG.tokens), WIDTH, seed=i) for i in range(num_states)]
     graphdef, state = nnx.split(module)
     x, after = quick_jit(lambda state, *args: nnx.merge(graphdef, state)(*args, None))(state, states, streams)
     expected = [
@@ -325,7 +336,7 @@ def leaves_of(state):
 @pytest.mark.parametrize("schema, change", [(FULL, dict(levels=())), (BARE, {})], ids=["no levels", "no sources"])
 def test_no_histories_no_parameters_for_them(schema, change):
     config = dataclasses.replace(CONFIG, **change)
-    state = nnx.state(nnx.eval_shape(lambda: config.build(schema, nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: config.build(schema, policy=FLOAT32, rngs=nnx.Rngs(0))))
     units = {path_name(path).split("/")[0] for path, _ in leaves_of(state)}
     parts = {path_name(path).split("/")[2] for path, _ in leaves_of(state) if path_name(path).startswith("layers")}
     assert units == {"tokens", "compress", "norm", "layers", "heads"} - ({"tokens"} if schema is BARE else set())
@@ -342,7 +353,7 @@ def test_gradients_reach_every_parameter(change):
 
     @quick_jit
     def gradient(state, batch, embedded):
-        return jax.grad(lambda state: jnp.sin(nnx.merge(graphdef, state)(batch, embedded)).sum())(state)
+        return jax.grad(lambda state: jnp.sin(nnx.merge(graphdef, state)(batch, embedded).logits).sum())(state)
 
     for path, leaf in leaves_of(gradient(state, batch, embedded)):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path_name(path)

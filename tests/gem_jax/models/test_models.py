@@ -1,7 +1,6 @@
 """What every complete model must do; and the baselines' equations."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from gem_jax.embedding.collection import TableCollection
-from gem_jax.embedding.touched_rows import lookup
+from gem_jax.errors import UserError
 from gem_jax.models import GemConfig, table_width
 from gem_jax.models.dcnv2 import DCNv2Config
 from gem_jax.models.dlrm import DLRMConfig
@@ -20,11 +18,11 @@ from gem_jax.models.interformer import InterFormerConfig
 from gem_jax.models.logistic_regression import LogisticRegressionConfig
 from gem_jax.models.sasrec import SASRecConfig
 from gem_jax.models.wukong import WukongConfig
-from gem_jax.training.flat import FlatLayout
-from tests.gem_jax.models.batches import BARE, FULL, embed, poison_padding, random_batch, stacked_ids
+from gem_jax.precision.policy import Policy
+from tests.gem_jax.models.batches import BARE, FULL, embed, lookup, poison_padding, random_batch
 from tests.gem_jax.nn import numpy_reference as ref
 from tests.gem_jax.nn.numpy_reference import f64
-from tests.gem_jax.nn.running import quick_jit, randomised
+from tests.gem_jax.nn.running import FLOAT32, quick_jit, randomised
 from tests.gem_jax.nn.test_layers import cross_network, dots
 
 SMALL = dict(embedding_dim=8, head_hidden=(16,))
@@ -48,12 +46,10 @@ def test_model_fits_examples_and_ignores_padding(name):
     config = CONFIGS[name]
     batch = random_batch(FULL, 64, filled=60)
     width = table_width(config, FULL)
-    table, embedded = embed(FULL, batch, width)
-    ids = stacked_ids(FULL, batch)
-    split = TableCollection(FULL, width).split
+    tables, embedded = embed(FULL, batch, width)
 
     def make():  # XLA compiles this generator's code in a tenth of the time of the default one's
-        return config.build(FULL, nnx.Rngs(jax.random.key(0, impl="unsafe_rbg")))
+        return config.build(FULL, policy=FLOAT32, rngs=nnx.Rngs(jax.random.key(0, impl="unsafe_rbg")))
 
     graphdef, _ = nnx.split(nnx.eval_shape(make))
     state = quick_jit(lambda: nnx.state(make()))()
@@ -63,9 +59,9 @@ def test_model_fits_examples_and_ignores_padding(name):
     optimizer = optax.adam(0.03)
 
     def loss(params, batch, noise):
-        state, table = params
-        embedded = jax.tree.map(jnp.add, split(lookup(table, ids), batch), noise)
-        logits = nnx.merge(graphdef, state)(batch, embedded)
+        state, tables = params
+        embedded = jax.tree.map(jnp.add, lookup(FULL, tables, batch), noise)
+        logits = nnx.merge(graphdef, state)(batch, embedded).logits
         losses = optax.sigmoid_binary_cross_entropy(logits, jnp.nan_to_num(batch.labels))
         return jnp.mean(losses * batch.weight[:, None]), logits
 
@@ -76,7 +72,7 @@ def test_model_fits_examples_and_ignores_padding(name):
         return optax.apply_updates(params, updates), moments, value, logits
 
     no_noise = jax.tree.map(jnp.zeros_like, embedded)
-    params = (state, table)
+    params = (state, tables)
     moments = optimizer.init(params)
     losses = []
     for _ in range(NUM_STEPS):
@@ -103,22 +99,18 @@ def test_model_builds_for_any_schema_in_bfloat16_with_dropout(name, schema):
     if name != "logistic_regression":
         config = dataclasses.replace(config, dropout=0.1)
     batch = random_batch(schema, 6)
-    concrete, collection = batch, TableCollection(schema, table_width(config, schema))
+    _, embedded = embed(schema, batch, table_width(config, schema))
+    embedded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), embedded)
 
-    def forward(batch):
-        rows = jnp.zeros((stacked_ids(schema, concrete).size, collection.dim), jnp.bfloat16)
-        model = config.build(schema, nnx.Rngs(0), jnp.bfloat16)
-        return model(batch, collection.split(rows, batch), jax.random.key(0))
+    def forward(batch, embedded):
+        model = config.build(schema, policy=Policy(compute="bfloat16"), rngs=nnx.Rngs(0))
+        outputs = model(batch, embedded, jax.random.key(0))
+        return outputs.logits, outputs.representations
 
-    logits = jax.eval_shape(forward, batch)
+    logits, representations = jax.eval_shape(forward, batch, embedded)
     assert logits.shape == (6, len(schema.tasks)) and logits.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_parameter_has_an_optimizer(name):
-    _, state = nnx.split(nnx.eval_shape(lambda: CONFIGS[name].build(FULL, nnx.Rngs(0))))
-    layout = FlatLayout.of(state)  # raises for a parameter that no pattern covers
-    assert sum(map(math.prod, layout.shapes)) == sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert set(representations) == ({"first", "last"} if name == "gem" else {"last"})
+    assert all(x.ndim == 2 and len(x) == 6 for x in representations.values())
 
 
 @pytest.mark.parametrize("change", [dict(interaction="dot"), dict(personalise="gdpa"), dict(residual=False)])
@@ -126,23 +118,23 @@ def test_interformer_choices_build(change):
     config = dataclasses.replace(CONFIGS["interformer"], **change)
     batch = random_batch(FULL, 6)
     _, embedded = embed(FULL, batch, config.embedding_dim)
-    logits = jax.eval_shape(lambda *a: config.build(FULL, nnx.Rngs(0))(*a), batch, embedded)
+    logits = jax.eval_shape(lambda *a: config.build(FULL, policy=FLOAT32, rngs=nnx.Rngs(0))(*a).logits, batch, embedded)
     assert logits.shape == (6, 2)
 
 
 def run_baseline(config):
     batch = random_batch(FULL, 6)
     _, embedded = embed(FULL, batch, table_width(config, FULL))
-    model = randomised(lambda: config.build(FULL, nnx.Rngs(0)))
+    model = randomised(lambda: config.build(FULL, policy=FLOAT32, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    logits = quick_jit(lambda state, *a: nnx.merge(graphdef, state)(*a))(state, batch, embedded)
+    logits = quick_jit(lambda state, *a: nnx.merge(graphdef, state)(*a).logits)(state, batch, embedded)
     features = np.stack([f64(embedded.features[f.name]) for f in FULL.categoricals], axis=1)
     return model, batch, embedded, features, logits
 
 
 def tokens_of(module, batch, features):
     dense = ref.mlp(module.dense, f64(batch.dense))
-    image = ref.linear(module.vector_linears[0], f64(batch.vectors["image"]))
+    image = ref.linear(module.vector_linears["image"], f64(batch.vectors["image"]))
     return np.concatenate([features, dense[:, None], image[:, None]], axis=1)
 
 
@@ -183,5 +175,5 @@ def test_dcnv2_equation(structure):
 
 
 def test_config_errors_say_what_to_change():
-    with pytest.raises(ValueError, match="one entry per layer"):
+    with pytest.raises(UserError, match="one entry per layer"):
         WukongConfig(fmb_tokens=(4,), lcb_tokens=(4, 2))

@@ -8,11 +8,13 @@ import numpy as np
 from flax import nnx
 
 from gem_jax.nn.jagged import Layout
+from gem_jax.precision.policy import Policy
 from tests.gem_jax.models.batches import packed_offsets
 
 LENGTHS = (5, 0, 9, 1)
 NUM_ROWS = 40
 MAX_LEN = 10
+FLOAT32 = Policy()
 
 
 # Tests compile for seconds and run for milliseconds: without LLVM's optimisations XLA compiles twice as fast.

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gem_jax.errors import UserError
 from gem_jax.nn.attention import JaggedSelfAttention
 from gem_jax.nn.events import LOG_YEAR, EventEncoder, MergedHistory, time_features
 from gem_jax.nn.jagged import Layout
-from gem_jax.nn.pooling import PMA, HierarchicalSeedPooling, SumKronLinear
+from gem_jax.nn.pooling import PMA
 from gem_jax.nn.tokens import FeatureTokens
 from pallas_kernels.jagged_attention import Mask
 from tests.gem_jax.models.batches import BARE, FULL, embed, poison_padding, random_batch
 from tests.gem_jax.nn import numpy_reference as ref
 from tests.gem_jax.nn.numpy_reference import f64
 from tests.gem_jax.nn.running import (
+    FLOAT32,
     MAX_LEN,
     assert_rows,
     example_layout,
@@ -38,7 +40,7 @@ CLOSE = dict(rtol=2e-5, atol=2e-5)
     ],
 )
 def test_self_attention(options):
-    module = randomised(lambda: JaggedSelfAttention(8, 2, **options, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: JaggedSelfAttention(8, 2, **options, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x, histories = random_rows(8)
     is_causal = module.mask.causal
     expected = [ref.self_attention(module, h, is_causal=is_causal, max_len=MAX_LEN) for h in histories]
@@ -46,57 +48,32 @@ def test_self_attention(options):
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="num_heads=3 does not divide the width 8"):
-        JaggedSelfAttention(8, 3, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="even head dim"):
-        JaggedSelfAttention(6, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="num_heads=3 does not divide the width 8"):
+        JaggedSelfAttention(8, 3, policy=FLOAT32, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="even head dim"):
+        JaggedSelfAttention(6, 2, policy=FLOAT32, rngs=nnx.Rngs(0))
 
 
 def test_pma():
-    module = randomised(lambda: PMA(8, 3, 2, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: PMA(8, 3, 2, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x, histories = random_rows(8)
     y = run(module, x, example_layout())
     np.testing.assert_allclose(y, [ref.pma(module, h) for h in histories], **CLOSE)
 
 
-def sum_kron(module, x):
-    """sum_i Z_i^T X W_i for one example [S, D]."""
-    return sum(z.T @ x @ w for z, w in zip(f64(module.z), f64(module.w), strict=True))
-
-
-def test_sum_kron_linear():
-    module = randomised(lambda: SumKronLinear(6, 2, 4, 3, rngs=nnx.Rngs(0)))
-    x = normal(5, 6, 4)
-    np.testing.assert_allclose(run(module, x), [sum_kron(module, example) for example in f64(x)], **CLOSE)
-
-
-def test_hierarchical_seed_pooling():
-    module = randomised(lambda: HierarchicalSeedPooling(8, 6, 3, 2, num_terms=2, rngs=nnx.Rngs(0)))
-    x, histories = random_rows(8)
-    q = ref.heads(ref.linear(module.query, ref.layer_norm(f64(module.seeds), module.norm)), 2)
-    expected = []
-    for history in histories:
-        pooled = np.zeros((6, 8))
-        if len(history):
-            k, v = (ref.heads(part, 2) for part in np.split(ref.linear(module.kv, history), 2, axis=-1))
-            pooled = ref.attention(q, k, v, lambda s: ref.softmax(s / 2))
-        expected.append(sum_kron(module.condense, ref.linear(module.out, pooled)))
-    np.testing.assert_allclose(run(module, x, example_layout()), expected, **CLOSE)
-
-
 def test_feature_tokens():
     batch = random_batch(FULL, 5)
     _, embedded = embed(FULL, batch, 4)
-    module = randomised(lambda: FeatureTokens(FULL, 4, dense_hidden=(3,), rngs=nnx.Rngs(0)))
+    module = randomised(lambda: FeatureTokens(FULL, 4, dense_hidden=(3,), policy=FLOAT32, rngs=nnx.Rngs(0)))
     tokens = module(batch, embedded)
-    assert tokens.shape == (5, module.num_tokens, 4) == (5, 6, 4)
+    assert tokens.shape == (5, len(module.names), 4) == (5, 6, 4)
     for i, feature in enumerate(FULL.categoricals):
         np.testing.assert_array_equal(tokens[:, i], embedded.features[feature.name])
     np.testing.assert_allclose(tokens[:, module.dense_index], ref.mlp(module.dense, f64(batch.dense)), **CLOSE)
-    image = ref.linear(module.vector_linears[0], f64(batch.vectors["image"]))
+    image = ref.linear(module.vector_linears["image"], f64(batch.vectors["image"]))
     np.testing.assert_allclose(tokens[:, 5], image, **CLOSE)
     bare = random_batch(BARE, 5)
-    assert FeatureTokens(BARE, 4, rngs=nnx.Rngs(0))(bare, embed(BARE, bare, 4)[1]).shape == (5, 2, 4)
+    assert FeatureTokens(BARE, 4, policy=FLOAT32, rngs=nnx.Rngs(0))(bare, embed(BARE, bare, 4)[1]).shape == (5, 2, 4)
 
 
 def test_time_features():
@@ -123,7 +100,7 @@ def test_event_encoder(form):
     batch, embedded = poison_padding(batch, embed(FULL, batch, 4)[1])
     source = FULL.sequence("impressions")
     events, rows = batch.sequences["impressions"], embedded.events["impressions"]
-    module = randomised(lambda: EventEncoder(source, 4, 6, form=form, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: EventEncoder(source, 4, 6, form=form, policy=FLOAT32, rngs=nnx.Rngs(0)))
     layout = Layout.of(events, source.max_len)
     rows = {name: np.asarray(x) for name, x in rows.items()}
     graphdef, state = nnx.split(module)
@@ -145,7 +122,7 @@ def test_event_encoder(form):
 def test_merged_history_ends_with_the_candidate():
     batch = random_batch(FULL, 6)
     _, embedded = embed(FULL, batch, 4)
-    module = randomised(lambda: MergedHistory(FULL, 4, 3, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: MergedHistory(FULL, 4, 3, policy=FLOAT32, rngs=nnx.Rngs(0)))
     candidate = normal(6, 3)
     graphdef, state = nnx.split(module)
     y, layout, age = quick_jit(lambda s, *a: nnx.merge(graphdef, s)(*a))(state, batch, embedded, candidate)

@@ -1,4 +1,4 @@
-"""Linear maps of several modules side by side against one float64 product per module."""
+"""Linear maps: as flax's to the last bit; those of several modules against one float64 product per module."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,37 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gem_jax.nn.grouped import GroupedLinear
+from gem_jax.nn.dense import Dense, GroupedDense
+from gem_jax.nn.parameters import numbered
+from gem_jax.precision.policy import Policy
 from tests.gem_jax.nn.numpy_reference import f64
-from tests.gem_jax.nn.running import normal, quick_jit, randomised
+from tests.gem_jax.nn.running import FLOAT32, normal, quick_jit, randomised
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)  # sums of at most 16 terms of order one
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_dense_is_flaxs_linear_to_the_last_bit(compute, use_bias):
+    rngs, flax_rngs = nnx.Rngs(3), nnx.Rngs(3)
+    x = jnp.asarray(normal(2, 6, 5))
+    for _ in range(2):  # the second layer draws its keys where the first one left off
+        ours = Dense(5, 4, use_bias=use_bias, policy=Policy(compute=compute), rngs=rngs)
+        flax = nnx.Linear(5, 4, use_bias=use_bias, dtype=jnp.dtype(compute), rngs=flax_rngs)
+        np.testing.assert_array_equal(ours.kernel[...], flax.kernel[...])
+        if use_bias:
+            for layer in (ours, flax):
+                layer.bias[...] = jnp.arange(4.0) / 3
+        assert (ours.bias is None) == (not use_bias)
+        assert ours(x).dtype == compute
+        np.testing.assert_array_equal(ours(x), flax(x))
+    assert ours.kernel.decay and not ours.kernel.exact
+
+
 def make(use_bias):
-    return randomised(lambda: GroupedLinear(3, 5, 4, use_bias=use_bias, rngs=nnx.Rngs(0)))
+    return randomised(
+        lambda: GroupedDense(numbered("module", 3), 5, 4, use_bias=use_bias, policy=FLOAT32, rngs=nnx.Rngs(0))
+    )
 
 
 def module_map(layer, i, x):
@@ -60,10 +82,10 @@ def test_a_modules_gradient_is_of_its_own_rows():
 
 
 def test_dtype_and_scale_of_new_weights():
-    layer = GroupedLinear(4, 400, 100, use_bias=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    layer = GroupedDense(
+        numbered("module", 4), 400, 100, use_bias=True, policy=Policy(compute="bfloat16"), rngs=nnx.Rngs(0)
+    )
     assert layer.weight.dtype == jnp.float32 and not np.any(layer.bias)
     assert abs(f64(layer.weight).std() * 20 - 1) < 0.01  # 1 / sqrt(400), from 160,000 draws
     assert layer.rows(jnp.ones((8, 400)), (2, 2, 2, 2)).dtype == jnp.bfloat16
     assert layer.blocks(jnp.ones((4, 1, 1, 400))).dtype == jnp.bfloat16
-    narrow = GroupedLinear(4, 400, 100, std=0.3, rngs=nnx.Rngs(0))
-    assert abs(f64(narrow.weight).std() / 0.3 - 1) < 0.01
