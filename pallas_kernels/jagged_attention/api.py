@@ -35,7 +35,7 @@ def jagged_attention(
     bias: RelativeBias | None = None,
     implementation: Implementation | None = None,
     deterministic: bool = False,
-    plan=None,
+    work_list=None,
 ) -> Array:
     """Self-attention inside each of B packed sequences of uneven length.
 
@@ -64,7 +64,7 @@ def jagged_attention(
         back to xla, which runs everywhere; a name runs that backend or raises.
       deterministic: gradients bitwise equal from run to run ("mosaic_gpu": two kernels instead of a
         fused one; the other backends always are).
-      plan: `make_plan(...)`, to share one work list over layers; "mosaic_gpu" only, others ignore it.
+      work_list: `make_work_list(...)`, to share one work list over layers; "mosaic_gpu" only, others ignore it.
 
     Returns:
       o: [T, H, K], dtype of q; sums are kept in float32 or wider.
@@ -82,7 +82,7 @@ def jagged_attention(
         _check_bias(bias, q.shape[0], max_len)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     options = dict(max_len=max_len, kind=kind, mask=mask, scale=scale)
-    for_kernels = dict(deterministic=deterministic, plan=plan)
+    for_kernels = dict(deterministic=deterministic, work_list=work_list)
     arguments = (q, k, v, starts, lengths, num_targets, bias)
     return _dispatch("jagged_attention", implementation, arguments, options, for_kernels)
 
@@ -101,12 +101,12 @@ def gdpa(
 ) -> Array:
     """Generalised dot-product attention: jagged queries on dense keys and values of their example.
 
-    o_i = sum_m activation(scale * q_i . k[b(i), m]) v[b(i), m]   (Kunlun, arXiv 2602.10016: K and V
+    o_i = sum_j activation(scale * q_i . k[b(i), j]) v[b(i), j]   (Kunlun, arXiv 2602.10016: K and V
     are made from the example's summary; nothing is masked and nothing divided.)
 
     Args:
       q: [T, H, K] packed; padding and offsets as in `jagged_attention`.
-      k, v: [B, M, H, K], dtype of q, finite.
+      k, v: [B, J, H, K], dtype of q, finite.
       offsets, lengths, max_len, implementation: as in `jagged_attention`.
       activation: "gelu" is the tanh form.
       scale: None means 1 / sqrt(K).
@@ -121,7 +121,7 @@ def gdpa(
     starts, lengths = _layout(offsets, lengths, q.shape[0], max_len)
     if k.shape != v.shape or k.ndim != 4 or k.shape[2:] != q.shape[1:]:
         raise ValueError(
-            f"gdpa needs k and v of one shape [B, M, H, K] with q's H and K, got k {k.shape}, v {v.shape}, q {q.shape}."
+            f"gdpa needs k and v of one shape [B, J, H, K] with q's H and K, got k {k.shape}, v {v.shape}, q {q.shape}."
         )
     _per_sequence("k", k, starts.shape[0])
     _check_dtypes(q, k, v)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.jagged_attention import Mask, api, bench_step, make_plan, mosaic_gpu, tuning
+from pallas_kernels.jagged_attention import Mask, api, bench_step, make_work_list, mosaic_gpu, tuning
 
 BATCH = 32
 BURSTS, SAMPLES, CALLS, SAMPLE_MS, REST_S = 4, 5, 10, 10.0, 0.2
@@ -30,7 +30,7 @@ BURSTS, SAMPLES, CALLS, SAMPLE_MS, REST_S = 4, 5, 10, 10.0, 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A measured shape; `keys` is GDPA's M."""
+    """A measured shape; `keys` is GDPA's J, the keys of an example."""
 
     kind: Any  # of jagged_attention, or "gdpa"
     head_dim: int
@@ -130,13 +130,13 @@ def rows(commit: str = "") -> Iterator[dict]:
         }
     for max_len, lengths in ((4096, "full"), (4096, "lognormal")):
         offsets, own, total = layout(Case("silu", 128, max_len, lengths))
-        build = jax.jit(functools.partial(make_plan, num_rows=total, heads=4))
+        build = jax.jit(functools.partial(make_work_list, num_rows=total, heads=4))
         ms = milliseconds(*_warm(build, offsets, own))
-        yield dict(op="make_plan", max_len=max_len, lengths=lengths, ms=round(ms, 4), **common)
+        yield dict(op="make_work_list", max_len=max_len, lengths=lengths, ms=round(ms, 4), **common)
     try:
-        for plan, (function, arguments) in bench_step.calls(STEP).items():
+        for work_list, (function, arguments) in bench_step.calls(STEP).items():
             ms = milliseconds(*_warm(function, *arguments))
-            described = dict(layers=STEP.layers, max_len=STEP.max_len, lengths="full", plan=plan)
+            described = dict(layers=STEP.layers, max_len=STEP.max_len, lengths="full", work_list=work_list)
             yield dict(op="train_step", **described, ms=round(ms, 4), **common)
     except NotImplementedError as error:
         print(f"skipped {STEP}: {error}")
@@ -160,8 +160,8 @@ def _prepared(work: list[tuple[Case, str]]) -> list[tuple[Case, str, tuple]]:
 def line(row: dict) -> str:
     """A row for the terminal."""
     if "tflops" not in row:
-        plan = f", work list {row['plan']}" if "plan" in row else ""
-        return f"{row['op']} {row['max_len']} {row['lengths']}{plan}: {row['ms']:.3f} ms"
+        work_list = f", work list {row['work_list']}" if "work_list" in row else ""
+        return f"{row['op']} {row['max_len']} {row['lengths']}{work_list}: {row['ms']:.3f} ms"
     if row["op"] == "matmul":
         return f"bf16 matmul: {row['tflops']:.0f} TFLOP/s"
     beside = f"  cuDNN {row['cudnn_tflops']:.0f}" if row["cudnn_tflops"] else ""
@@ -208,20 +208,22 @@ def prepare(case: Case, pass_name: str):
     q, k, v, do = (
         jax.random.normal(key, s, jnp.bfloat16) for key, s in zip(keys, (shape, kv_shape, kv_shape, shape), strict=True)
     )
-    plan = make_plan(offsets, lengths, num_rows=total, heads=case.heads, mask=case.mask)
+    work_list = make_work_list(offsets, lengths, num_rows=total, heads=case.heads, mask=case.mask)
 
-    def forward(q, k, v, plan):
+    def forward(q, k, v, work_list):
         attend = functools.partial(
-            api.jagged_attention, kind=case.kind, mask=case.mask, deterministic=case.deterministic, plan=plan
+            api.jagged_attention, kind=case.kind, mask=case.mask, deterministic=case.deterministic, work_list=work_list
         )
         if case.kind == "gdpa":
             attend = api.gdpa
         return attend(q, k, v, offsets, lengths, max_len=case.max_len, implementation=case.implementation)
 
     if pass_name == "fwd":
-        arguments = q, k, v, plan
+        arguments = q, k, v, work_list
         return _warm(jax.jit(forward), *arguments)
-    pull = jax.jit(lambda q, k, v, plan: jax.vjp(lambda q, k, v: forward(q, k, v, plan), q, k, v)[1])(q, k, v, plan)
+    pull = jax.jit(lambda q, k, v, work_list: jax.vjp(lambda q, k, v: forward(q, k, v, work_list), q, k, v)[1])(
+        q, k, v, work_list
+    )
     return _warm(jax.jit(lambda pull, do: pull(do)), pull, do)
 
 

@@ -16,7 +16,7 @@ from jax import Array
 from pallas_kernels.jagged_attention import tiles
 from pallas_kernels.jagged_attention.mask import Mask, key_bounds
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
-from pallas_kernels.jagged_attention.plan import TILE, Layout, tile_table
+from pallas_kernels.jagged_attention.worklist import TILE, Layout, tile_table
 
 HEAD_SIZES = (32, 64, 128, 256)
 
@@ -149,8 +149,8 @@ def _call(kernel_name, arguments, out_shape, items, q, k, settings, launch):
         KIND=settings.kind,
         TARGETS=settings.has_targets,
         D=q.shape[2],
-        M=launch.queries,
-        N=launch.keys,
+        QUERIES=launch.queries,
+        KEYS=launch.keys,
     )
 
 

@@ -30,8 +30,8 @@ def test_rows_and_table(monkeypatch):
     assert [(row["kind"], row["pass"]) for row in measured] == [("silu", "fwd"), ("silu", "bwd"), ("gdpa", "fwd")]
     assert all(set(row) == FIELDS and row["ms"] > 0 and row["commit"] == "abc" for row in measured)
     assert [row["cudnn_tflops"] for row in measured] == [2.0, 3.0, None]
-    assert {row["op"] for row in rows} == {"matmul", "jagged_attention", "make_plan", "train_step"}
-    assert [row["plan"] for row in rows if row["op"] == "train_step"] == ["given", "inside"]
+    assert {row["op"] for row in rows} == {"matmul", "jagged_attention", "make_work_list", "train_step"}
+    assert [row["work_list"] for row in rows if row["op"] == "train_step"] == ["given", "inside"]
     assert len(bench.table(rows).splitlines()) == 2 + len(measured)
     assert all(bench.line(row) for row in rows)
 

@@ -12,7 +12,7 @@ import pytest
 
 from pallas_kernels.jagged_attention import triton as backend
 from pallas_kernels.jagged_attention.mask import visible
-from pallas_kernels.jagged_attention.plan import Layout
+from pallas_kernels.jagged_attention.worklist import Layout
 from tests.pallas_kernels.jagged_attention.cases import MASKS, Case
 
 HERE = pathlib.Path(__file__).parent

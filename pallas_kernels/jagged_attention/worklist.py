@@ -28,7 +28,7 @@ ITEM_OVERHEAD = 256  # fixed cost of an item, in key rows: prologue, epilogue, p
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class WorkList:
     """Work lists of one batch layout.
 
     Attributes:
@@ -63,8 +63,8 @@ FIELDS = (*Layout._fields, "row", "head")
 @functools.partial(
     jax.jit, static_argnames=("q_rows", "kv_rows", "heads", "kv_heads", "mask", "has_targets", "programs")
 )
-def plan_of(layout: Layout, *, q_rows, kv_rows, heads, kv_heads, mask, has_targets, programs) -> Plan:
-    """`make_plan` for any layout; mask None is cross attention."""
+def work_list_of(layout: Layout, *, q_rows, kv_rows, heads, kv_heads, mask, has_targets, programs) -> WorkList:
+    """`make_work_list` for any layout; mask None is cross attention."""
     common = dict(mask=mask, has_targets=has_targets)
     by_query = tile_table(layout, tiled="q", num_rows=q_rows, heads=heads, **common)
     by_key = tile_table(layout, tiled="kv", num_rows=kv_rows, heads=kv_heads, **common)
@@ -72,7 +72,7 @@ def plan_of(layout: Layout, *, q_rows, kv_rows, heads, kv_heads, mask, has_targe
     same = mask is not None
     kv_gaps = q_gaps if same else _gaps(layout.kv_start, layout.kv_length, kv_rows)
     by_query, by_key = (_balance if same else _in_turns)([by_query, by_key], programs)
-    return Plan(by_query, by_key, q_gaps, kv_gaps, programs, mask)
+    return WorkList(by_query, by_key, q_gaps, kv_gaps, programs, mask)
 
 
 def _gaps(starts, lengths, num_rows):
@@ -87,7 +87,7 @@ def _gaps(starts, lengths, num_rows):
     return jnp.concatenate([ends[-1:], numbers]).astype(jnp.int32)
 
 
-def make_plan(
+def make_work_list(
     offsets: Array | np.ndarray,
     lengths: Array | np.ndarray | None = None,
     *,
@@ -97,8 +97,8 @@ def make_plan(
     mask: Mask = Mask(),  # noqa: B008 (frozen)
     num_targets: Array | None = None,
     programs: int | None = None,
-) -> Plan:
-    """Work lists for `jagged_attention(..., plan=)` with the same arguments.
+) -> WorkList:
+    """Work lists for `jagged_attention(..., work_list=)` with the same arguments.
 
     Args:
       offsets, lengths, num_targets, mask: as given to `jagged_attention`.
@@ -111,7 +111,7 @@ def make_plan(
     lengths = jnp.diff(offsets) if lengths is None else jnp.asarray(lengths, jnp.int32)
     history = lengths if num_targets is None else lengths - jnp.asarray(num_targets, jnp.int32)
     layout = Layout(starts, lengths, starts, lengths, history)
-    return plan_of(
+    return work_list_of(
         layout,
         q_rows=padded_rows(num_rows),
         kv_rows=padded_rows(num_rows),
