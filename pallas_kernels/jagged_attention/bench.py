@@ -344,8 +344,8 @@ def tune(head_sizes: list[int]):
     value stays if it is clearly faster."""
     kind = jax.devices()[0].device_kind
     path = tuning.FOLDER / f"{tuning.file_name(kind)}.json"
-    table = {str(size): tuning.tilings(kind, size)._asdict() for size in mosaic_gpu.HEAD_SIZES}
-    for size in head_sizes or mosaic_gpu.HEAD_SIZES:
+    table = {str(size): tuning.tilings(kind, size)._asdict() for size in mosaic_gpu.HEAD_DIMS}
+    for size in head_sizes or mosaic_gpu.HEAD_DIMS:
         for kernel in CHOICES:
             if table[str(size)][kernel] is None:
                 continue

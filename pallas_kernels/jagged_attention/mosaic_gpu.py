@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pallas_kernels.common import dispatch
 from pallas_kernels.hopper import memory
 from pallas_kernels.jagged_attention import (
     mosaic_backward,
@@ -29,7 +30,7 @@ from pallas_kernels.jagged_attention.worklist import Layout, WorkList, padded_ro
 # Keys a query sees, up to which dQ gets a kernel of its own: its float32 buffer moves 10 bytes a number (zeroed, read,
 # cast) whatever the mask, and costs more than two matmuls again (at 512 keys, 344 TFLOP/s fused against 362).
 LOCAL = 512
-HEAD_SIZES = (64, 128, 256)  # smaller heads are padded to 64
+HEAD_DIMS = (64, 128, 256)  # smaller heads are padded to 64
 
 
 class Settings(NamedTuple):
@@ -45,8 +46,7 @@ def jagged_attention(
     q, k, v, starts, lengths, num_targets, bias, *, max_len, kind, mask, scale, deterministic, work_list
 ) -> Array:
     """See `api.jagged_attention`."""
-    if bias is not None:
-        raise NotImplementedError('"mosaic_gpu" has no relative bias; use "xla".')
+    del bias
     history = lengths if num_targets is None else lengths - num_targets
     layout = Layout(starts, lengths, starts, lengths, history)
     divide_by = 1.0 if kind == "softmax" else float(max_len)
@@ -58,10 +58,6 @@ def gdpa(q, k, v, starts, lengths, *, max_len, activation, scale) -> Array:
     """See `api.gdpa`."""
     del max_len
     batch, keys = k.shape[:2]
-    if keys % 8:
-        raise NotImplementedError(
-            f'"mosaic_gpu" needs GDPA\'s keys an example to be a multiple of 8, got {keys}; use "xla".'
-        )
     kv_start, kv_length = _dense_layout(batch, keys)
     # keys of an example without queries get no tile: their gradient is only zeroed
     layout = Layout(starts, lengths, kv_start, jnp.where(lengths > 0, kv_length, 0), lengths)
@@ -89,23 +85,10 @@ def _dense_layout(batch, rows):
 
 
 def _run(q, k, v, layout, problem, deterministic, work_list):
-    _check(q, problem)
-    device = jax.devices()[0]
-    if jax.default_backend() != "gpu" or device.compute_capability != "9.0":
-        raise NotImplementedError('"mosaic_gpu" needs a Hopper GPU (H100, H200); use "xla".')
-    programs = device.core_count
-    tilings = tuning.tilings(device.device_kind, max(q.shape[-1], HEAD_SIZES[0]))
-    settings = Settings(problem, deterministic, tilings, programs)
+    device = dispatch.default_device()
+    tilings = tuning.tilings(device.device_kind, max(q.shape[-1], HEAD_DIMS[0]))
+    settings = Settings(problem, deterministic, tilings, device.core_count)
     return attend(q, k, v, layout, settings, work_list)
-
-
-def _check(q, problem):
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f'"mosaic_gpu" takes bfloat16 and float16, got {q.dtype}; use "xla".')
-    if q.shape[-1] not in (32, *HEAD_SIZES):
-        raise NotImplementedError(f'"mosaic_gpu" takes heads of 32, 64, 128 or 256, got {q.shape[-1]}; use "xla".')
-    if problem.scale <= 0:
-        raise NotImplementedError(f'"mosaic_gpu" needs a positive scale, got {problem.scale}; use "xla".')
 
 
 def _in_32_bits(function):
@@ -146,7 +129,7 @@ def attend(q, k, v, layout: Layout, settings: Settings, work_list: WorkList | No
 
 def _pad(x):
     """Rows in whole groups of 8 and at least a tile, heads of at least 64."""
-    extra = padded_rows(x.shape[0]) - x.shape[0], 0, max(0, HEAD_SIZES[0] - x.shape[2])
+    extra = padded_rows(x.shape[0]) - x.shape[0], 0, max(0, HEAD_DIMS[0] - x.shape[2])
     return jnp.pad(x, [(0, n) for n in extra]) if any(extra) else x
 
 

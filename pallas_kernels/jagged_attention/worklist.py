@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pallas_kernels.common import dispatch
 from pallas_kernels.jagged_attention import tiles
 from pallas_kernels.jagged_attention.mask import Mask
 
@@ -106,10 +107,15 @@ def make_work_list(
       heads, kv_heads: H and Hkv (None: H).
       programs: multiprocessors of the GPU; None: of this process's GPU, or 132 (H100 and H200 SXM).
     """
+    has_targets = num_targets is not None
     offsets = jnp.asarray(offsets, jnp.int32)
     starts = offsets[:-1]
     lengths = jnp.diff(offsets) if lengths is None else jnp.asarray(lengths, jnp.int32)
-    history = lengths if num_targets is None else lengths - jnp.asarray(num_targets, jnp.int32)
+    if starts.shape[0] == 0:  # as one empty sequence
+        starts, lengths, num_targets = (jnp.zeros(1, jnp.int32) for _ in range(3))
+    history = lengths
+    if num_targets is not None:
+        history = lengths - jnp.clip(jnp.asarray(num_targets, jnp.int32), 0, lengths)
     layout = Layout(starts, lengths, starts, lengths, history)
     return work_list_of(
         layout,
@@ -118,8 +124,8 @@ def make_work_list(
         heads=heads,
         kv_heads=kv_heads or heads,
         mask=mask,
-        has_targets=num_targets is not None,
-        programs=programs or getattr(jax.devices()[0], "core_count", PROGRAMS),
+        has_targets=has_targets,
+        programs=programs or getattr(dispatch.default_device(), "core_count", PROGRAMS),
     )
 
 

@@ -13,6 +13,7 @@ in the GPU's own instructions (`INLINE`), which have stand-ins here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 import time
@@ -26,8 +27,10 @@ from jax import lax as real_lax
 from jax.experimental import pallas as real_pl
 from jax.experimental.pallas import mosaic_gpu as real_plgpu
 
+from pallas_kernels.common import dispatch
 from pallas_kernels.hopper import matmul, memory, program
 from pallas_kernels.jagged_attention import (
+    backends,
     mosaic_backward,
     mosaic_dq,
     mosaic_forward,
@@ -436,8 +439,7 @@ JITTED = (
 
 def _run(programs, q, k, v, layout, problem, deterministic, work_list):
     """`mosaic_gpu._run` without a GPU."""
-    mosaic_gpu._check(q, problem)
-    tilings = tuning.tilings(tuning.DEFAULT, max(q.shape[-1], mosaic_gpu.HEAD_SIZES[0]))
+    tilings = tuning.tilings(tuning.DEFAULT, max(q.shape[-1], mosaic_gpu.HEAD_DIMS[0]))
     settings = mosaic_gpu.Settings(problem, deterministic, tilings, programs)
     return mosaic_gpu.attend(q, k, v, layout, settings, work_list)
 
@@ -445,7 +447,9 @@ def _run(programs, q, k, v, layout, problem, deterministic, work_list):
 @contextlib.contextmanager
 def emulated(programs: int = 3):
     """Within it, `implementation="mosaic_gpu"` runs here, outside of jit, as on a GPU of `programs` multiprocessors."""
-    new: list[tuple[Any, str, Any]] = [(mosaic_gpu, "_run", functools.partial(_run, programs))]
+    here = tuple(dataclasses.replace(backend, supported_on=dispatch.anywhere) for backend in backends.BACKENDS)
+    new: list[tuple[Any, str, Any]] = [(backends, "BACKENDS", here)]
+    new += [(mosaic_gpu, "_run", functools.partial(_run, programs))]
     new += [(module, name, SHIMS[name]) for module in MODULES for name in SHIMS if hasattr(module, name)]
     new += [(module, name, globals()[name]) for module, name in INLINE]
     new += [(module, name, getattr(module, name).__wrapped__) for module, name in JITTED]
