@@ -439,7 +439,7 @@ JITTED = (
 
 def _run(programs, q, k, v, layout, problem, deterministic, work_list):
     """`mosaic_gpu._run` without a GPU."""
-    tilings = tuning.tilings(tuning.DEFAULT, max(q.shape[-1], mosaic_gpu.HEAD_DIMS[0]))
+    tilings = tuning.tilings(tuning.TABLES.default, max(q.shape[-1], mosaic_gpu.HEAD_DIMS[0]))
     settings = mosaic_gpu.Settings(problem, deterministic, tilings, programs)
     return mosaic_gpu.attend(q, k, v, layout, settings, work_list)
 
