@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -15,8 +13,8 @@ from pallas_kernels.jagged_attention.activations import KINDS
 from pallas_kernels.jagged_attention.backends import Request
 from pallas_kernels.jagged_attention.bias import RelativeBias
 from pallas_kernels.jagged_attention.mask import Mask
+from pallas_kernels.jagged_attention.worklist import WorkList
 
-Implementation = Literal["reference", "xla", "triton", "mosaic_gpu"]
 ROW_ALIGNMENT = 8  # rows; one swizzled TMA tile on Hopper
 
 
@@ -28,14 +26,14 @@ def jagged_attention(
     lengths: Array | np.ndarray | None = None,
     *,
     max_len: int,
-    kind: Literal["silu", "softmax"] = "silu",
+    kind: str = "silu",
     mask: Mask = Mask(),  # noqa: B008 (frozen)
     scale: float | None = None,
     num_targets: Array | np.ndarray | None = None,
     bias: RelativeBias | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
     deterministic: bool = False,
-    work_list=None,
+    work_list: WorkList | None = None,
 ) -> Array:
     """Self-attention inside each of B packed sequences of uneven length.
 
@@ -100,9 +98,9 @@ def gdpa(
     lengths: Array | np.ndarray | None = None,
     *,
     max_len: int,
-    activation: Literal["silu", "gelu", "relu", "softmax"] = "silu",
+    activation: str = "silu",
     scale: float | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
 ) -> Array:
     """Generalised dot-product attention: jagged queries on dense keys and values of their example.
 
@@ -113,7 +111,7 @@ def gdpa(
       q: [T, H, K] packed; padding and offsets as in `jagged_attention`.
       k, v: [B, J, H, K], dtype of q, finite.
       offsets, lengths, max_len, implementation: as in `jagged_attention`.
-      activation: "gelu" is the tanh form.
+      activation: "silu", "gelu" (the tanh form), "relu" or "softmax".
       scale: None means 1 / sqrt(K).
 
     Returns:
@@ -145,9 +143,9 @@ def seed_attention(
     lengths: Array | np.ndarray | None = None,
     *,
     max_len: int,
-    kind: Literal["silu", "softmax"] = "softmax",
+    kind: str = "softmax",
     scale: float | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
 ) -> Array:
     """Pooling by attention: dense seed queries on all tokens of each packed sequence (PMA).
 

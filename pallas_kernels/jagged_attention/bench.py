@@ -32,7 +32,7 @@ class Case:
     max_len: int
     lengths: str = "full"
     mask: Mask = Mask()
-    implementation: api.Implementation | None = "mosaic_gpu"  # None: the fastest that has the case
+    implementation: str | None = "mosaic_gpu"  # None: the fastest that has the case
     passes: tuple[str, ...] = ("fwd", "bwd")
     deterministic: bool = False
     keys: int = 2048

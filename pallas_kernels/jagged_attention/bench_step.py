@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.jagged_attention import api, jagged_attention, make_work_list
+from pallas_kernels.jagged_attention import jagged_attention, make_work_list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Step:
     layers: int = 8
     heads: int = 4
     head_dim: int = 128
-    implementation: api.Implementation = "mosaic_gpu"
+    implementation: str = "mosaic_gpu"
 
 
 def calls(step: Step) -> dict[str, tuple[Callable, tuple]]:

@@ -83,7 +83,7 @@ class Pipe:
 
     def own_steps(self):
         """(first, last) step in which this warpgroup sees anything: a window's outermost step may be the other
-        warpgroup's alone. Elsewhere leaving one out did not pay (README)."""
+        warpgroup's alone. Elsewhere leaving one out did not pay (NOTES.md)."""
         last = self.steps - 1
         if not self.skips:
             return 0, last

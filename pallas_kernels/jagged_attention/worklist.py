@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +33,19 @@ class WorkList:
     """Work lists of one batch layout.
 
     Attributes:
-      by_query: tiles of queries (forward, dq).
-      by_key: tiles of keys (dk, dv).
-      programs, mask: what it was made for (static).
-      q_gaps, kv_gaps: int32 [1 + T / 8]: how many groups of 8 rows belong to no sequence, then their
-        numbers; results there are set to 0.
+      by_query: int32 [fields, rounds * programs], tiles of queries (forward, dq).
+      by_key: likewise, tiles of keys (dk, dv).
+      q_gaps: int32 [1 + T / 8]: how many groups of 8 rows of q belong to no sequence, then their numbers; results there
+        are set to 0.
+      kv_gaps: likewise of k and v.
+      programs: multiprocessors it was made for (static).
+      mask: what it was made for (static); None is cross attention.
     """
 
-    by_query: Array
-    by_key: Array
-    q_gaps: Array
-    kv_gaps: Array
+    by_query: Any  # of the array fields: transformations also put cotangents and tracers there
+    by_key: Any
+    q_gaps: Any
+    kv_gaps: Any
     programs: int = dataclasses.field(metadata=dict(static=True))
     mask: Mask | None = dataclasses.field(metadata=dict(static=True))
 
