@@ -5,8 +5,8 @@ from pallas_kernels.jagged_attention import (
     RelativeBias,
     gdpa,
     jagged_attention,
-    make_plan,
+    make_work_list,
     seed_attention,
 )
 
-__all__ = ["Mask", "RelativeBias", "gdpa", "jagged_attention", "make_plan", "seed_attention"]
+__all__ = ["Mask", "RelativeBias", "gdpa", "jagged_attention", "make_work_list", "seed_attention"]

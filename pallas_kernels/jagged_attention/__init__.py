@@ -3,14 +3,14 @@
 from pallas_kernels.jagged_attention.api import gdpa, jagged_attention, seed_attention
 from pallas_kernels.jagged_attention.bias import RelativeBias
 from pallas_kernels.jagged_attention.mask import Mask
-from pallas_kernels.jagged_attention.plan import Plan, make_plan
+from pallas_kernels.jagged_attention.worklist import WorkList, make_work_list
 
 __all__ = [
     "Mask",
-    "Plan",
+    "WorkList",
     "RelativeBias",
     "gdpa",
     "jagged_attention",
-    "make_plan",
+    "make_work_list",
     "seed_attention",
 ]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Literal
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from pallas_kernels.common import dispatch
+from pallas_kernels.jagged_attention import backends
 from pallas_kernels.jagged_attention.activations import KINDS
+from pallas_kernels.jagged_attention.backends import Request
 from pallas_kernels.jagged_attention.bias import RelativeBias
 from pallas_kernels.jagged_attention.mask import Mask
+from pallas_kernels.jagged_attention.worklist import WorkList
 
-Implementation = Literal["reference", "xla", "triton", "mosaic_gpu"]
-BACKENDS = ("mosaic_gpu", "triton", "xla", "reference")
 ROW_ALIGNMENT = 8  # rows; one swizzled TMA tile on Hopper
 
 
@@ -28,14 +26,14 @@ def jagged_attention(
     lengths: Array | np.ndarray | None = None,
     *,
     max_len: int,
-    kind: Literal["silu", "softmax"] = "silu",
+    kind: str = "silu",
     mask: Mask = Mask(),  # noqa: B008 (frozen)
     scale: float | None = None,
     num_targets: Array | np.ndarray | None = None,
     bias: RelativeBias | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
     deterministic: bool = False,
-    plan=None,
+    work_list: WorkList | None = None,
 ) -> Array:
     """Self-attention inside each of B packed sequences of uneven length.
 
@@ -44,7 +42,8 @@ def jagged_attention(
     where j runs over the keys of the same sequence that `mask` shows to i.
 
     Rows outside every sequence are padding: q, k, v (and the gradient of o) may hold anything there,
-    NaN included; o and all gradients are exactly 0 there. Differentiable in q, k, v and bias.
+    NaN included; o and all gradients are exactly 0 there. Differentiable in q, k, v and bias. No rows (T = 0) or
+    no sequences (B = 0) give zeros.
 
     Args:
       q: [T, H, K] bfloat16, float16, float32 (float64 in "reference" and "xla"); packed rows.
@@ -59,12 +58,14 @@ def jagged_attention(
       mask: which keys a query sees.
       scale: None means 1 / sqrt(K) (HSTU's research code uses 1.0).
       num_targets: int32 [B]; the last tokens of each sequence that are targets (see `Mask`).
+        Fewer than 0 count as 0, more than the length as all.
       bias: HSTU's relative bias ("reference" and "xla" only).
-      implementation: None tries mosaic_gpu on a Hopper GPU, then triton on any from Ampere on, and falls
-        back to xla, which runs everywhere; a name runs that backend or raises.
+      implementation: None takes the fastest backend that has the case on this device: mosaic_gpu on a Hopper
+        GPU, triton on any from Ampere on, xla everywhere. Where a faster one refuses the case, a warning says so
+        once. A name runs that backend or raises.
       deterministic: gradients bitwise equal from run to run ("mosaic_gpu": two kernels instead of a
         fused one; the other backends always are).
-      plan: `make_plan(...)`, to share one work list over layers; "mosaic_gpu" only, others ignore it.
+      work_list: `make_work_list(...)`, to share one work list over layers; "mosaic_gpu" only, others ignore it.
 
     Returns:
       o: [T, H, K], dtype of q; sums are kept in float32 or wider.
@@ -77,14 +78,16 @@ def jagged_attention(
     _check_self(q, k, v)
     starts, lengths = _layout(offsets, lengths, q.shape[0], max_len)
     if num_targets is not None:
-        num_targets = _per_sequence("num_targets", num_targets, starts.shape[0])
+        num_targets = _targets(num_targets, lengths)
     if bias is not None:
         _check_bias(bias, q.shape[0], max_len)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    options = dict(max_len=max_len, kind=kind, mask=mask, scale=scale)
-    for_kernels = dict(deterministic=deterministic, plan=plan)
-    arguments = (q, k, v, starts, lengths, num_targets, bias)
-    return _dispatch("jagged_attention", implementation, arguments, options, for_kernels)
+    if q.shape[0] == 0 or starts.shape[0] == 0:
+        return jnp.zeros_like(q)
+    request = Request(q.dtype, q.shape[-1], scale, has_bias=bias is not None)
+    options = dict(max_len=max_len, kind=kind, mask=mask, scale=scale, deterministic=deterministic, work_list=work_list)
+    run = _backend("jagged_attention", request, implementation)
+    return run(q, k, v, starts, lengths, num_targets, bias, **options)
 
 
 def gdpa(
@@ -95,20 +98,20 @@ def gdpa(
     lengths: Array | np.ndarray | None = None,
     *,
     max_len: int,
-    activation: Literal["silu", "gelu", "relu", "softmax"] = "silu",
+    activation: str = "silu",
     scale: float | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
 ) -> Array:
     """Generalised dot-product attention: jagged queries on dense keys and values of their example.
 
-    o_i = sum_m activation(scale * q_i . k[b(i), m]) v[b(i), m]   (Kunlun, arXiv 2602.10016: K and V
+    o_i = sum_j activation(scale * q_i . k[b(i), j]) v[b(i), j]   (Kunlun, arXiv 2602.10016: K and V
     are made from the example's summary; nothing is masked and nothing divided.)
 
     Args:
       q: [T, H, K] packed; padding and offsets as in `jagged_attention`.
-      k, v: [B, M, H, K], dtype of q, finite.
+      k, v: [B, J, H, K], dtype of q, finite.
       offsets, lengths, max_len, implementation: as in `jagged_attention`.
-      activation: "gelu" is the tanh form.
+      activation: "silu", "gelu" (the tanh form), "relu" or "softmax".
       scale: None means 1 / sqrt(K).
 
     Returns:
@@ -121,13 +124,15 @@ def gdpa(
     starts, lengths = _layout(offsets, lengths, q.shape[0], max_len)
     if k.shape != v.shape or k.ndim != 4 or k.shape[2:] != q.shape[1:]:
         raise ValueError(
-            f"gdpa needs k and v of one shape [B, M, H, K] with q's H and K, got k {k.shape}, v {v.shape}, q {q.shape}."
+            f"gdpa needs k and v of one shape [B, J, H, K] with q's H and K, got k {k.shape}, v {v.shape}, q {q.shape}."
         )
     _per_sequence("k", k, starts.shape[0])
     _check_dtypes(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    options = dict(max_len=max_len, activation=activation, scale=scale)
-    return _dispatch("gdpa", implementation, (q, k, v, starts, lengths), options, {})
+    if q.size == 0 or k.size == 0:
+        return jnp.zeros_like(q)
+    run = _backend("gdpa", Request(q.dtype, q.shape[-1], scale, dense_keys=k.shape[1]), implementation)
+    return run(q, k, v, starts, lengths, max_len=max_len, activation=activation, scale=scale)
 
 
 def seed_attention(
@@ -138,9 +143,9 @@ def seed_attention(
     lengths: Array | np.ndarray | None = None,
     *,
     max_len: int,
-    kind: Literal["silu", "softmax"] = "softmax",
+    kind: str = "softmax",
     scale: float | None = None,
-    implementation: Implementation | None = None,
+    implementation: str | None = None,
 ) -> Array:
     """Pooling by attention: dense seed queries on all tokens of each packed sequence (PMA).
 
@@ -166,38 +171,16 @@ def seed_attention(
     _per_sequence("q", q, starts.shape[0])
     _check_heads(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    options = dict(max_len=max_len, kind=kind, scale=scale)
-    return _dispatch("seed_attention", implementation, (q, k, v, starts, lengths), options, {})
+    if q.size == 0 or k.shape[0] == 0:
+        return jnp.zeros_like(q)
+    run = _backend("seed_attention", Request(q.dtype, q.shape[-1], scale), implementation)
+    return run(q, k, v, starts, lengths, max_len=max_len, kind=kind, scale=scale)
 
 
-def _dispatch(operation, implementation, arguments, options, for_kernels):
-    if implementation is not None:
-        if implementation not in BACKENDS:
-            raise ValueError(f"implementation must be one of {BACKENDS} or None, got {implementation!r}.")
-        return _run(implementation, operation, arguments, options, for_kernels)
-    for name in _default_order():
-        try:
-            return _run(name, operation, arguments, options, for_kernels)
-        except NotImplementedError:
-            continue
-    raise AssertionError("the xla backend does every case")
-
-
-def _run(name, operation, arguments, options, for_kernels):
-    backend = importlib.import_module(f"pallas_kernels.jagged_attention.{name}")
-    if not hasattr(backend, operation):
-        raise NotImplementedError(f'implementation "{name}" has no {operation}; use "xla".')
-    if name == "mosaic_gpu":
-        options = options | for_kernels
-    return getattr(backend, operation)(*arguments, **options)
-
-
-def _default_order() -> tuple[str, ...]:
-    """Backends worth trying on the default device, the fastest first."""
-    if jax.default_backend() != "gpu":
-        return ("xla",)
-    hopper = getattr(jax.devices()[0], "compute_capability", "") == "9.0"
-    return ("mosaic_gpu", "triton", "xla") if hopper else ("triton", "xla")
+def _backend(operation: str, request: Request, implementation: str | None):
+    """The function of the backend that runs this call."""
+    chosen = dispatch.choose(operation, backends.BACKENDS, request, implementation)
+    return getattr(chosen.load(), operation)
 
 
 def _check_kind(name, value, allowed):
@@ -246,11 +229,17 @@ def _per_sequence(name, value, batch):
     return value
 
 
+def _targets(num_targets, lengths):
+    """int32 [B] in [0, lengths]: values are traced, so one outside means the nearest inside, in every backend."""
+    num_targets = _per_sequence("num_targets", num_targets, lengths.shape[0]).astype(jnp.int32)
+    return jnp.clip(num_targets, 0, lengths)
+
+
 def _layout(offsets, lengths, num_rows, max_len):
     """Checked (starts, lengths), int32 [B]; values are checked only where they are concrete."""
-    if offsets.ndim != 1 or offsets.shape[0] < 2 or not jnp.issubdtype(offsets.dtype, jnp.integer):
+    if offsets.ndim != 1 or offsets.shape[0] < 1 or not jnp.issubdtype(offsets.dtype, jnp.integer):
         raise ValueError(
-            f"offsets must be an integer vector of B + 1 >= 2 entries, got {offsets.dtype}{list(offsets.shape)}."
+            f"offsets must be an integer vector of B + 1 >= 1 entries, got {offsets.dtype}{list(offsets.shape)}."
         )
     if max_len < 1:
         raise ValueError(f"max_len must be at least 1, got {max_len}.")
@@ -284,5 +273,5 @@ def _check_values(offsets, lengths, num_rows, max_len):
         )
     if offsets[-1] > num_rows:
         raise ValueError(f"offsets end at row {offsets[-1]}, but the arrays have {num_rows} rows.")
-    if lengths.max() > max_len:
+    if lengths.max(initial=0) > max_len:
         raise ValueError(f"a sequence has {lengths.max()} tokens, more than max_len={max_len}.")

@@ -1,20 +1,13 @@
-"""Benchmark cases and tile-size search; run through `python -m pallas_kernels.bench jagged_attention`.
+"""Benchmark cases and rows; run through `python -m pallas_kernels.bench jagged_attention`.
 
-Batch of 32 sequences, bfloat16. A causal pair counts once (the square's half); forward is 2 matmuls,
-backward 5, whatever a kernel recomputes. Everything is compiled first. Each number is then the median of 20 samples, in
-bursts of 5 after a rest of 0.2 s, each of at least 10 calls and 10 ms: enough calls that the host's share stays hidden
-(starting and ending a sample takes 0.1 ms), and rests since a GPU at its power limit lowers its clock.
+Bfloat16, a batch of 32 sequences unless `--shapes` says otherwise. A causal pair counts once (the square's half); forward is 2
+matmuls, backward 5, whatever a kernel recomputes. How a call is timed: `pallas_kernels.common.timing`.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import json
-import math
-import statistics
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,26 +15,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.jagged_attention import Mask, api, bench_step, make_plan, mosaic_gpu, tuning
+from pallas_kernels.common import timing
+from pallas_kernels.common.shapes import Sequences, Shapes
+from pallas_kernels.jagged_attention import Mask, api, bench_peers, bench_step, make_work_list
 
 BATCH = 32
-BURSTS, SAMPLES, CALLS, SAMPLE_MS, REST_S = 4, 5, 10, 10.0, 0.2
+BACKWARD_FLOPS = 2.5  # of the forward pass's: 5 matmuls, 2 there
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A measured shape; `keys` is GDPA's M."""
+    """A measured shape; `keys` is GDPA's J, the keys of an example."""
 
     kind: Any  # of jagged_attention, or "gdpa"
     head_dim: int
     max_len: int
     lengths: str = "full"
     mask: Mask = Mask()
-    implementation: api.Implementation = "mosaic_gpu"
+    implementation: str | None = "mosaic_gpu"  # None: the fastest that has the case
     passes: tuple[str, ...] = ("fwd", "bwd")
     deterministic: bool = False
     keys: int = 2048
     width: int = 512  # heads * head_dim
+    batch: int = BATCH
+    tokens: int = 0  # packed rows that "packed" lengths fill
 
     @property
     def heads(self) -> int:
@@ -49,10 +46,12 @@ class Case:
 
     def true_lengths(self) -> np.ndarray:
         if self.lengths == "full":
-            return np.full(BATCH, self.max_len)
+            return np.full(self.batch, self.max_len)
         if self.lengths == "quarter":  # 25 % fill
-            return np.full(BATCH, self.max_len // 4)
-        z = np.random.default_rng(0).normal(size=BATCH)
+            return np.full(self.batch, self.max_len // 4)
+        z = np.random.default_rng(0).normal(size=self.batch)
+        if self.lengths == "packed":  # log-normal, as many as fill the rows
+            return _filling(np.exp(0.8 * z), self.max_len, self.tokens)
         return np.clip(np.exp(0.8 * z) * 0.3 * self.max_len, self.max_len // 16, self.max_len).astype(int)
 
     def flops(self) -> float:
@@ -78,6 +77,41 @@ class Case:
         return "+".join([causal, *extra])
 
 
+def _filling(weights: np.ndarray, max_len: int, tokens: int) -> np.ndarray:
+    """Lengths in [1, max_len] in proportion to `weights` whose rows, in groups of 8, are at most `tokens` and close to it."""
+    low, high = 0.0, max_len / weights.min()
+    for _ in range(50):
+        middle = (low + high) / 2
+        rows = (-(-_lengths(weights, middle, max_len) // 8) * 8).sum()
+        low, high = (middle, high) if rows <= tokens else (low, middle)
+    return _lengths(weights, low, max_len)
+
+
+def _lengths(weights, factor, max_len):
+    return np.clip(weights * factor, 1, max_len).astype(int)
+
+
+def cases_of(shapes: Shapes) -> tuple[Case, ...]:
+    """SiLU and softmax attention over each source of a model, on the backend that a model gets."""
+    width = shapes.heads * shapes.head_dim
+    return tuple(
+        _case_of(kind, shapes, source, width) for source in shapes.sources.values() for kind in ("silu", "softmax")
+    )
+
+
+def _case_of(kind: str, shapes: Shapes, source: Sequences, width: int) -> Case:
+    return Case(
+        kind,
+        shapes.head_dim,
+        source.max_len,
+        "packed",
+        implementation=None,
+        width=width,
+        batch=shapes.examples,
+        tokens=source.tokens,
+    )
+
+
 SHAPES = (
     (128, 2048, "full"),
     (128, 4096, "full"),
@@ -99,69 +133,72 @@ CASES = (
 STEP = bench_step.Step()
 
 
-def rows(commit: str = "") -> Iterator[dict]:
-    """Measured rows; cuDNN's softmax on padded batches stands beside the cases that it has."""
-    work = [(case, name) for case in CASES for name in case.passes]
-    ready = _prepared(work)
-    ceiling = matmul_tflops()
-    device = jax.devices()[0].device_kind
-    common = dict(device=device, jax=jax.__version__, commit=commit)
-    yield dict(op="matmul", kind="bf16 8192^3", **{"pass": "fwd"}, tflops=round(ceiling, 1), **common)
-    cudnn = functools.cache(cudnn_tflops)
-    for case, name, call in ready:
-        ms = milliseconds(*call)
-        tflops = {"fwd": 1.0, "bwd": 2.5}[name] * case.flops() / ms / 1e9
-        comparable = case.mask == Mask() and case.lengths == "full" and case.kind != "gdpa"
-        yield {
-            "op": "jagged_attention",
-            "kind": case.kind,
-            "mask": case.mask_name(),
-            "heads": case.heads,
-            "head_dim": case.head_dim,
-            "max_len": case.max_len,
-            "lengths": case.lengths,
-            "pass": name,
-            "implementation": case.implementation + " deterministic" * case.deterministic,
-            "ms": round(ms, 4),
-            "tflops": round(tflops, 1),
-            "share_of_ceiling": round(tflops / ceiling, 3),
-            "cudnn_tflops": cudnn(case.heads, case.head_dim, case.max_len).get(name) if comparable else None,
-            **common,
-        }
+def rows(commit: str = "", shapes: Shapes | None = None) -> Iterator[dict]:
+    """Measured rows, of a model's shapes or of the standard cases; cuDNN's softmax on padded batches stands beside the
+    standard cases that it has."""
+    machine = timing.machine(commit)
+    cases = CASES if shapes is None else cases_of(shapes)
+    work = [(case, name) for case in cases for name in case.passes]
+    calls = timing.compiled_together(prepare, work, NotImplementedError)
+    ceiling = timing.matmul_tflops()
+    yield dict(op="matmul", kind="bf16 8192^3", **{"pass": "fwd"}, tflops=round(ceiling, 1), **machine)
+    cudnn = functools.cache(bench_peers.cudnn_milliseconds)
+    for (case, name), call in zip(work, calls, strict=True):
+        if call is not None:
+            peer = cudnn(BATCH, case.heads, case.head_dim, case.max_len) if _comparable(case) else {}
+            yield _row(case, name, timing.milliseconds(*call), peer.get(name), ceiling) | machine
+    if shapes is None:
+        for row in (*_work_list_rows(), *_step_rows()):
+            yield row | machine
+
+
+def _comparable(case: Case) -> bool:
+    return case.mask == Mask() and case.lengths == "full" and case.kind != "gdpa"
+
+
+def _row(case: Case, name: str, ms: float, cudnn_ms: float | None, ceiling: float) -> dict:
+    flops = {"fwd": 1.0, "bwd": BACKWARD_FLOPS}[name] * case.flops()
+    tflops = flops / ms / 1e9
+    return {
+        "op": "jagged_attention",
+        "kind": case.kind,
+        "mask": case.mask_name(),
+        "heads": case.heads,
+        "head_dim": case.head_dim,
+        "max_len": case.max_len,
+        "lengths": case.lengths,
+        "pass": name,
+        "implementation": (case.implementation or "default") + " deterministic" * case.deterministic,
+        "ms": round(ms, 4),
+        "tflops": round(tflops, 1),
+        "share_of_ceiling": round(tflops / ceiling, 3),
+        "cudnn_tflops": round(flops / cudnn_ms / 1e9, 1) if cudnn_ms else None,
+    }
+
+
+def _work_list_rows() -> Iterator[dict]:
     for max_len, lengths in ((4096, "full"), (4096, "lognormal")):
         offsets, own, total = layout(Case("silu", 128, max_len, lengths))
-        build = jax.jit(functools.partial(make_plan, num_rows=total, heads=4))
-        ms = milliseconds(*_warm(build, offsets, own))
-        yield dict(op="make_plan", max_len=max_len, lengths=lengths, ms=round(ms, 4), **common)
+        build = jax.jit(functools.partial(make_work_list, num_rows=total, heads=4))
+        ms = timing.milliseconds(*timing.warm(build, offsets, own))
+        yield dict(op="make_work_list", max_len=max_len, lengths=lengths, ms=round(ms, 4))
+
+
+def _step_rows() -> Iterator[dict]:
     try:
-        for plan, (function, arguments) in bench_step.calls(STEP).items():
-            ms = milliseconds(*_warm(function, *arguments))
-            described = dict(layers=STEP.layers, max_len=STEP.max_len, lengths="full", plan=plan)
-            yield dict(op="train_step", **described, ms=round(ms, 4), **common)
+        for work_list, (function, arguments) in bench_step.calls(STEP).items():
+            ms = timing.milliseconds(*timing.warm(function, *arguments))
+            described = dict(layers=STEP.layers, max_len=STEP.max_len, lengths="full", work_list=work_list)
+            yield dict(op="train_step", **described, ms=round(ms, 4))
     except NotImplementedError as error:
         print(f"skipped {STEP}: {error}")
-
-
-def _prepared(work: list[tuple[Case, str]]) -> list[tuple[Case, str, tuple]]:
-    """(case, pass, call) of each, compiled together."""
-
-    def prepared(item):
-        try:
-            return prepare(*item)
-        except NotImplementedError as error:
-            print(f"skipped {item}: {error}")
-            return None
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        calls = list(pool.map(prepared, work))
-    return [(*item, call) for item, call in zip(work, calls, strict=True) if call is not None]
 
 
 def line(row: dict) -> str:
     """A row for the terminal."""
     if "tflops" not in row:
-        plan = f", work list {row['plan']}" if "plan" in row else ""
-        return f"{row['op']} {row['max_len']} {row['lengths']}{plan}: {row['ms']:.3f} ms"
+        work_list = f", work list {row['work_list']}" if "work_list" in row else ""
+        return f"{row['op']} {row['max_len']} {row['lengths']}{work_list}: {row['ms']:.3f} ms"
     if row["op"] == "matmul":
         return f"bf16 matmul: {row['tflops']:.0f} TFLOP/s"
     beside = f"  cuDNN {row['cudnn_tflops']:.0f}" if row["cudnn_tflops"] else ""
@@ -204,182 +241,24 @@ def prepare(case: Case, pass_name: str):
     offsets, lengths, total = layout(case)
     keys = jax.random.split(jax.random.key(0), 4)
     shape = (total, case.heads, case.head_dim)
-    kv_shape = (BATCH, case.keys, *shape[1:]) if case.kind == "gdpa" else shape
+    kv_shape = (case.batch, case.keys, *shape[1:]) if case.kind == "gdpa" else shape
     q, k, v, do = (
         jax.random.normal(key, s, jnp.bfloat16) for key, s in zip(keys, (shape, kv_shape, kv_shape, shape), strict=True)
     )
-    plan = make_plan(offsets, lengths, num_rows=total, heads=case.heads, mask=case.mask)
+    work_list = make_work_list(offsets, lengths, num_rows=total, heads=case.heads, mask=case.mask)
 
-    def forward(q, k, v, plan):
+    def forward(q, k, v, work_list):
         attend = functools.partial(
-            api.jagged_attention, kind=case.kind, mask=case.mask, deterministic=case.deterministic, plan=plan
+            api.jagged_attention, kind=case.kind, mask=case.mask, deterministic=case.deterministic, work_list=work_list
         )
         if case.kind == "gdpa":
             attend = api.gdpa
         return attend(q, k, v, offsets, lengths, max_len=case.max_len, implementation=case.implementation)
 
     if pass_name == "fwd":
-        arguments = q, k, v, plan
-        return _warm(jax.jit(forward), *arguments)
-    pull = jax.jit(lambda q, k, v, plan: jax.vjp(lambda q, k, v: forward(q, k, v, plan), q, k, v)[1])(q, k, v, plan)
-    return _warm(jax.jit(lambda pull, do: pull(do)), pull, do)
-
-
-def _warm(function, *arguments):
-    jax.block_until_ready(function(*arguments))
-    return function, *arguments
-
-
-def milliseconds(function, *arguments) -> float:
-    """Median time of a call; many are queued at a time, so that the host's share stays hidden."""
-
-    def sample(calls):
-        start = time.perf_counter()
-        for _ in range(calls):
-            out = function(*arguments)
-        jax.block_until_ready(out)
-        return (time.perf_counter() - start) / calls * 1e3
-
-    return _median(sample)
-
-
-def _median(sample) -> float:
-    """Of samples, each the ms a call that sample(calls) measures."""
-    calls = max(CALLS, math.ceil(SAMPLE_MS / sample(CALLS)))
-    times = []
-    for _ in range(BURSTS):
-        time.sleep(REST_S)
-        sample(2)
-        times += [sample(calls) for _ in range(SAMPLES)]
-    return statistics.median(times)
-
-
-def matmul_tflops(n: int = 8192) -> float:
-    """The bfloat16 matmul rate of XLA on this device: the ceiling that shares refer to."""
-    a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16)
-    return 2 * n**3 / milliseconds(jax.jit(jnp.dot), a, a) / 1e9
-
-
-def cudnn_tflops(heads: int, head_dim: int, max_len: int) -> dict[str, float]:
-    """Causal softmax attention of cuDNN on a full batch: through torch, the faster way, or else jax.nn."""
-    times = _cudnn_torch(heads, head_dim, max_len) or _cudnn_jax(heads, head_dim, max_len)
-    flops = Case("softmax", head_dim, max_len, width=heads * head_dim).flops()
-    factors = {"fwd": 1.0, "bwd": 2.5}
-    return {name: round(factors[name] * flops / ms / 1e9, 1) for name, ms in times.items()}
-
-
-def _cudnn_jax(heads, head_dim, max_len):
-    if head_dim > 128:  # jax.nn refuses these on Hopper's backward pass
-        return {}
-    keys = jax.random.split(jax.random.key(0), 4)
-    shape = (BATCH, max_len, heads, head_dim)
-    q, k, v, do = (jax.random.normal(key, shape, jnp.bfloat16) for key in keys)
-    forward = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    pull = jax.jit(lambda *x: jax.vjp(forward, *x)[1])(q, k, v)
-    return {
-        "fwd": milliseconds(jax.jit(forward), q, k, v),
-        "bwd": milliseconds(jax.jit(lambda pull, do: pull(do)), pull, do),
-    }
-
-
-def _cudnn_torch(heads, head_dim, max_len):
-    try:
-        import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-    except ImportError:
-        return {}
-    attend = functools.partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True)
-    shape = (BATCH, heads, max_len, head_dim)
-    options = dict(device="cuda", dtype=torch.bfloat16)
-    q, k, v = (torch.randn(shape, **options, requires_grad=True) for _ in range(3))
-    do = torch.randn(shape, **options)
-
-    def median(function):
-        def sample(calls):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            torch.cuda.synchronize()
-            return (time.perf_counter() - start) / calls * 1e3
-
-        return _median(sample)
-
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        forward = median(lambda: attend(q, k, v))
-        out = attend(q, k, v)
-        backward = median(lambda: torch.autograd.grad(out, (q, k, v), do, retain_graph=True))
-    return {"fwd": forward, "bwd": backward}
-
-
-# tile sizes ----------------------------------------------------------------------------------------
-
-# values worth trying of each field, and where a kernel's tiling is; what does not fit is skipped
-BACKWARD = dict(q_stages=(2, 3), do_stages=(2, 3), kv_stages=(2, 3, 4))
-FORWARD = dict(keys=(64, 128), stages=(2, 3, 4), q_stages=(1, 2, 3), hold=(False, True))
-CHOICES: dict[str, dict[str, tuple]] = {
-    "forward": FORWARD,
-    "forward_softmax": FORWARD,
-    "backward": BACKWARD,
-    "backward_kv": BACKWARD,
-    "dq": dict(q_stages=(1, 2), keys=(64, 128), stages=(1, 2, 3), v_stages=(1, 2, 3)),
-}
-TUNED_ON = {  # kind, pass, deterministic
-    "forward": ("silu", "fwd", False),
-    "forward_softmax": ("softmax", "fwd", False),
-    "backward": ("silu", "bwd", False),
-    "backward_kv": ("silu", "bwd", True),
-    "dq": ("silu", "bwd", True),
-}
-
-
-MARGIN = 0.98  # a change must save 2 %: repeated timings of one kernel differ by as much
-
-
-def tune(head_sizes: list[int]):
-    """Search tile sizes (of every head size if the list is empty) on log-normal lengths and write the file of this GPU,
-    kernel by kernel: every field in turn is set to each of its values, from the present tiling on, and the fastest
-    value stays if it is clearly faster."""
-    kind = jax.devices()[0].device_kind
-    path = tuning.FOLDER / f"{tuning.file_name(kind)}.json"
-    table = {str(size): tuning.tilings(kind, size)._asdict() for size in mosaic_gpu.HEAD_SIZES}
-    for size in head_sizes or mosaic_gpu.HEAD_SIZES:
-        for kernel in CHOICES:
-            if table[str(size)][kernel] is None:
-                continue
-            table[str(size)][kernel] = _fastest(size, kernel, table[str(size)])
-            rows = {size: {k: dataclasses.asdict(x) for k, x in row.items() if x} for size, row in table.items()}
-            path.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def _fastest(size, kernel, row):
-    best = row[kernel]
-    [best_ms] = _try(size, kernel, row, [best])
-    for field, values in CHOICES[kernel].items():
-        others = [dataclasses.replace(best, **{field: value}) for value in values if value != getattr(best, field)]
-        ms, tiling = min(zip(_try(size, kernel, row, others), others, strict=True), key=lambda pair: pair[0])
-        if ms < MARGIN * best_ms:
-            best, best_ms = tiling, ms
-    return best
-
-
-def _try(size, kernel, row, candidates) -> list[float]:
-    """Milliseconds of each tiling of a kernel, compiled together; infinite where it does not fit."""
-    kind, pass_name, deterministic = TUNED_ON[kernel]
-    case = Case(kind, size, 4096, "lognormal", passes=(pass_name,), deterministic=deterministic)
-
-    def compiled(tiling):
-        try:
-            with tuning.trial(tuning.Tilings(**row | {kernel: tiling})):
-                return prepare(case, pass_name)
-        except Exception as error:  # out of shared memory or registers: not a candidate
-            print(f"K{size} {kernel} {tiling}: {type(error).__name__}", flush=True)
-            return None
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        ready = list(pool.map(compiled, candidates))
-    times = []
-    for tiling, call in zip(candidates, ready, strict=True):
-        times.append(milliseconds(*call) if call is not None else math.inf)
-        print(f"K{size} {kernel} {tiling}: {times[-1]:.3f} ms", flush=True)
-    return times
+        arguments = q, k, v, work_list
+        return timing.warm(jax.jit(forward), *arguments)
+    pull = jax.jit(lambda q, k, v, work_list: jax.vjp(lambda q, k, v: forward(q, k, v, work_list), q, k, v)[1])(
+        q, k, v, work_list
+    )
+    return timing.warm(jax.jit(lambda pull, do: pull(do)), pull, do)

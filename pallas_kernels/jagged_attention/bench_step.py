@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.jagged_attention import api, jagged_attention, make_plan
+from pallas_kernels.jagged_attention import jagged_attention, make_work_list
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Step:
     layers: int = 8
     heads: int = 4
     head_dim: int = 128
-    implementation: api.Implementation = "mosaic_gpu"
+    implementation: str = "mosaic_gpu"
 
 
 def calls(step: Step) -> dict[str, tuple[Callable, tuple]]:
@@ -34,20 +34,20 @@ def calls(step: Step) -> dict[str, tuple[Callable, tuple]]:
     into, out, x = (jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True))
     weights = into * width**-0.5, out * width**-0.5
 
-    def layer(x, into, out, plan):
+    def layer(x, into, out, work_list):
         gate, v, q, k = jnp.split(jax.nn.silu(_norm(x) @ into), 4, -1)
         q, k, v = (y.reshape(rows, step.heads, step.head_dim) for y in (q, k, v))
         mixed = jagged_attention(
-            q, k, v, offsets, lengths, max_len=step.max_len, implementation=step.implementation, plan=plan
+            q, k, v, offsets, lengths, max_len=step.max_len, implementation=step.implementation, work_list=work_list
         )
         return x + (_norm(mixed.reshape(rows, width)) * gate) @ out
 
-    def loss(weights, x, plan):
+    def loss(weights, x, work_list):
         for into, out in zip(*weights, strict=True):
-            x = layer(x, into, out, plan)
+            x = layer(x, into, out, work_list)
         return jnp.mean(jnp.square(x.astype(jnp.float32)))
 
-    make = functools.partial(make_plan, offsets, lengths, num_rows=rows, heads=step.heads)
+    make = functools.partial(make_work_list, offsets, lengths, num_rows=rows, heads=step.heads)
     grad = jax.value_and_grad(loss)
     return {
         "given": (jax.jit(grad), (weights, x, jax.jit(make)())),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 # Width of one time bucket in natural-log units: HSTU's public code divides log|dt| by log10(2).
 BUCKET_WIDTH = 0.301
@@ -25,9 +25,9 @@ class RelativeBias:
       timestamps: int32 [T], packed like q, in any unit (HSTU: seconds).
     """
 
-    position: Array
-    time: Array
-    timestamps: Array
+    position: Any  # arrays; transformations also put cotangents and tracers there
+    time: Any
+    timestamps: Any
 
 
 def position_bias(bias: RelativeBias, query, key, max_len: int):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jax import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +83,8 @@ def block_start(block: int, place):
     return place // block * block
 
 
-def visible(mask: Mask, query, key, num_history, has_targets: bool = True, edges: str = "both") -> Array:
-    """bool: does `query` see `key`? Both are positions inside one sequence (not checked here).
+def visible(mask: Mask, query, key, num_history, has_targets: bool = True, edges: str = "both"):
+    """bool, jax or NumPy as its arguments are: does `query` see `key`? Both are positions inside one sequence (not checked here).
 
     edges: "low" ("high") promises that no key lies beyond the other end of a query's interval; a comparison per
       score shows.

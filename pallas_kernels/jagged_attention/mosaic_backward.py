@@ -20,9 +20,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.jagged_attention import mosaic_common as common
-from pallas_kernels.jagged_attention import mosaic_memory as memory
-from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem
+from pallas_kernels.hopper import memory, program
+from pallas_kernels.hopper.program import ROWS, WARPGROUPS
+from pallas_kernels.jagged_attention import mosaic_items as items
+from pallas_kernels.jagged_attention.mosaic_problem import Problem
 from pallas_kernels.jagged_attention.mosaic_walk import QUERIES, TILE, Tiling, Walk, head_and_row
 
 
@@ -41,11 +42,11 @@ def backward_kv(
     programs: int,
     dq_sum=None,
 ):
-    """dK and dV over the items of `table` (`Plan.by_key`).
+    """dK and dV over the items of `table` (`WorkList.by_key`).
 
     Args:
       q, do: [T, H, K]; k, v: [Tk, Hkv, K], bfloat16 or float16, K of 64 or 128.
-      gaps: `Plan.kv_gaps`.
+      gaps: `WorkList.kv_gaps`.
       log_sum, delta: softmax's float32 [H, T] (see `forward`; row sums of o * do); else None.
       dq_sum: a `jax.Ref` float32 [T, H, K] to which dQ / `Problem.gradient_scale` is added, in no fixed
         order; None: dQ is not computed.
@@ -61,7 +62,7 @@ def backward_kv(
     transforms = memory.tiled(q.dtype, swizzle)
     names = _barrier_names(fused)
     # where the sums leave room, the copy warpgroup gets what keeps it from spilling
-    registers = common.FORWARD_REGISTERS if size == 64 else common.BACKWARD_REGISTERS
+    registers = program.REGISTERS if size == 64 else program.MOST_REGISTERS
 
     def runs_of(item):
         return problem.query_tiles(item, TILE, QUERIES)
@@ -91,7 +92,7 @@ def backward_kv(
                 accumulator = plgpu.ACC((ROWS, size), jnp.float32)
                 walk.store(pl.run_scoped(loop, accumulator, accumulator), outs)
 
-            common.item_loop(table_ref, problem, programs, steps_of, body)
+            items.item_loop(table_ref, problem, programs, steps_of, body)
             plgpu.wait_smem_to_gmem(0)
 
         @pl.when(warpgroup == WARPGROUPS)
@@ -101,7 +102,7 @@ def backward_kv(
             def body(visit):
                 _copy_item(tiles_of, scratch, visit, runs_of(visit.item), group, tiling)
 
-            common.item_loop(table_ref, problem, programs, steps_of, body)
+            items.item_loop(table_ref, problem, programs, steps_of, body)
             memory.zero_gaps(gaps_ref, outs, programs)
 
     def smem(*shape, dtype=q.dtype, swizzle=transforms):
@@ -131,15 +132,11 @@ def backward_kv(
             plgpu.Barrier(num_arrivals=WARPGROUPS),
         ]
     arguments = [q, k, v, do] + [log_sum, delta] * softmax + [table, gaps] + [dq_sum] * fused
-    return plgpu.kernel(
+    return program.launch(
         jagged_attention_backward,
         out_type=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
         scratch_types=buffers + barriers,
-        grid=(programs,),
-        grid_names=("program",),
-        num_threads=WARPGROUPS + 1,
-        thread_name="warpgroup",
-        compiler_params=common.PARAMS,
+        programs=programs,
     )(*arguments)
 
 

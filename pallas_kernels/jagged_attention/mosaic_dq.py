@@ -16,10 +16,11 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.jagged_attention import mosaic_common as common
-from pallas_kernels.jagged_attention import mosaic_matmul as matmul
-from pallas_kernels.jagged_attention import mosaic_memory as memory
-from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem
+from pallas_kernels.hopper import matmul, memory, program
+from pallas_kernels.hopper.program import ROWS, WARPGROUPS
+from pallas_kernels.jagged_attention import mosaic_items as items
+from pallas_kernels.jagged_attention import mosaic_problem as scores
+from pallas_kernels.jagged_attention.mosaic_problem import Problem, Visit
 
 TILE = WARPGROUPS * ROWS
 
@@ -36,16 +37,16 @@ class Tiling:
 
 @functools.partial(jax.jit, static_argnames=("problem", "tiling", "programs"))
 def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tiling: Tiling, programs: int) -> Array:
-    """dQ [T, H, K] over the items of `table` (`Plan.by_query`).
+    """dQ [T, H, K] over the items of `table` (`WorkList.by_query`).
 
-    Arguments as in `mosaic_backward.backward_kv`, but `gaps` is `Plan.q_gaps`; K of 64, 128 or 256. 0 in rows
+    Arguments as in `mosaic_backward.backward_kv`, but `gaps` is `WorkList.q_gaps`; K of 64, 128 or 256. 0 in rows
     of no sequence.
     """
     size, group = q.shape[2], q.shape[1] // k.shape[1]
     keys, stages, v_stages, q_stages = tiling.keys, tiling.stages, tiling.v_stages, tiling.q_stages
     softmax = problem.kind == "softmax"
     transforms = memory.tiled(q.dtype)
-    registers = common.BACKWARD_REGISTERS if size == 256 else common.FORWARD_REGISTERS
+    registers = program.MOST_REGISTERS if size == 256 else program.REGISTERS
 
     def runs_of(item):
         return problem.key_tiles(item, TILE, keys)
@@ -66,7 +67,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
                 walk = _Walk(problem, tiling, at, visit, runs_of(visit.item))
                 walk.store(pl.run_scoped(walk.run, plgpu.ACC((ROWS, size), jnp.float32)), dq_ref)
 
-            common.item_loop(table_ref, problem, programs, steps_of, body)
+            items.item_loop(table_ref, problem, programs, steps_of, body)
             plgpu.wait_smem_to_gmem(0)
 
         @pl.when(warpgroup == WARPGROUPS)
@@ -76,13 +77,13 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
             def body(visit):
                 _copy_item((q_ref, k_ref, v_ref, do_ref, *sums), at, visit, runs_of(visit.item), group, tiling)
 
-            common.item_loop(table_ref, problem, programs, steps_of, body)
+            items.item_loop(table_ref, problem, programs, steps_of, body)
             memory.zero_gaps(gaps_ref, [dq_ref], programs)
 
     def smem(*shape):
         return plgpu.SMEM(shape, q.dtype, transforms=transforms)
 
-    return plgpu.kernel(
+    return program.launch(
         jagged_attention_dq,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         scratch_types=[
@@ -99,11 +100,7 @@ def backward_q(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tilin
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=v_stages),
             plgpu.Barrier(),
         ],
-        grid=(programs,),
-        grid_names=("program",),
-        num_threads=WARPGROUPS + 1,
-        thread_name="warpgroup",
-        compiler_params=common.PARAMS,
+        programs=programs,
     )(q, k, v, do, *([log_sum, delta] if softmax else []), table, gaps)
 
 
@@ -163,17 +160,17 @@ def _copy_item(tiles_of, at, visit, runs, group, tiling):
 class _Walk:
     """One warpgroup's walk over the key tiles of an item."""
 
-    def __init__(self, problem: Problem, tiling: Tiling, at: _Scratch, visit: common.Visit, runs):
+    def __init__(self, problem: Problem, tiling: Tiling, at: _Scratch, visit: Visit, runs):
         self.problem, self.tiling, self.at, self.runs = problem, tiling, at, runs
         self.item, self.steps, self.before, self.number = visit
-        self.zero = common.hidden_zero(self.item)
+        self.zero = program.hidden_zero(self.item.head)
         self.warpgroup = lax.axis_index("warpgroup") + self.zero
         self.row = self.item.row + self.warpgroup * ROWS
         self.q_slot = lax.rem(self.number, tiling.q_stages)
         self.shape = ROWS, tiling.keys
 
     def own(self, name, step):
-        """This warpgroup's rows, at an address that looks as if it depended on the step (see `common.hidden_zero`)."""
+        """This warpgroup's rows, at an address that looks as if it depended on the step (see `program.hidden_zero`)."""
         return getattr(self.at, name).at[self.q_slot, self.warpgroup + self.zero * step]
 
     def k_slot(self, step):
@@ -185,7 +182,7 @@ class _Walk:
     def own_steps(self):
         tiles = [self.runs.tile(step) * self.tiling.keys for step in (0, self.steps - 1)]
         edges = [self.problem.all_hidden(self.item, self.row, ROWS, key, self.tiling.keys) for key in tiles]
-        return common.working_steps(self.steps, self.row >= self.item.q_length, *edges)
+        return program.working_steps(self.steps, self.row >= self.item.q_length, *edges)
 
     def run(self, dq):
         """-> dQ, unscaled; `dq` is its accumulator."""
@@ -199,7 +196,7 @@ class _Walk:
                 self.free_key(step)
 
         first, end = self.own_steps()
-        common.loop_over_steps(self.steps, first, end, work, self.pass_by)
+        program.loop_over_steps(self.steps, first, end, work, self.pass_by)
         plgpu.wgmma_wait(0)
         if self.tiling.stages > 1:
             self.free_key(self.steps - 1)
@@ -227,12 +224,12 @@ class _Walk:
         first = self.runs.tile(step) * self.tiling.keys
 
         def select(value, blank):
-            return common.hide(self.problem, self.item, (value,), blank, self.row, ROWS, first, self.tiling.keys)[0]
+            return scores.hide(self.problem, self.item, (value,), blank, self.row, ROWS, first, self.tiling.keys)[0]
 
         if self.problem.kind == "softmax":
-            weight = jnp.exp2(score * (self.problem.scale * common.LOG2_E) - self.by_row(0, step))
+            weight = jnp.exp2(score * (self.problem.scale * scores.LOG2_E) - self.by_row(0, step))
             return select(weight, 0.0)
-        return common.activation_and_slope(self.problem, select(score, common.masked_score(self.problem)))[1]
+        return scores.activation_and_slope(self.problem, select(score, scores.masked_score(self.problem)))[1]
 
     def by_row(self, number, step):
         """log_sum (0) or delta (1), for each score."""
@@ -272,7 +269,7 @@ class _Walk:
     def store(self, dq, ref):
         """Write this warpgroup's rows through its Q buffer."""
         item = self.item
-        inside = common.iota(dq.shape, 0, self.row) < item.q_length
+        inside = program.iota(dq.shape, 0, self.row) < item.q_length
         dq = jnp.where(inside, dq * self.problem.gradient_scale, 0.0)
         staged = self.own("q", 0)
         staged[...] = dq.astype(self.at.q.dtype)

@@ -17,21 +17,22 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.jagged_attention import mosaic_common as common
-from pallas_kernels.jagged_attention import mosaic_memory as memory
-from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem
+from pallas_kernels.hopper import memory, program
+from pallas_kernels.hopper.program import ROWS, WARPGROUPS
+from pallas_kernels.jagged_attention import mosaic_items as items
 from pallas_kernels.jagged_attention.mosaic_pipe import TILE, Pipe, Scratch, Tiling
+from pallas_kernels.jagged_attention.mosaic_problem import Problem
 
 
 @functools.partial(jax.jit, static_argnames=("problem", "tiling", "programs"))
 def forward(
     q: Array, k: Array, v: Array, table: Array, gaps: Array, problem: Problem, tiling: Tiling, programs: int
 ) -> tuple[Array, Array | None]:
-    """Attention over the items of `table` (`Plan.by_query`).
+    """Attention over the items of `table` (`WorkList.by_query`).
 
     Args:
       q: [T, H, K]; k, v: [Tk, Hkv, K], bfloat16 or float16, K of 64, 128 or 256.
-      gaps: `Plan.q_gaps`.
+      gaps: `WorkList.q_gaps`.
 
     Returns:
       o: [T, H, K]; 0 in rows of no sequence.
@@ -58,7 +59,7 @@ def forward(
 
         @pl.when(warpgroup < WARPGROUPS)
         def _compute():
-            plgpu.set_max_registers(common.FORWARD_REGISTERS[0], action="increase")
+            plgpu.set_max_registers(program.REGISTERS[0], action="increase")
 
             def pipe_of(visit):
                 return Pipe(problem, tiling, at, visit, tile_runs(visit.item))
@@ -72,12 +73,12 @@ def forward(
                 pipe.store(out, log_sum, outs)
                 return state
 
-            common.linked_item_loop(table_ref, problem, programs, steps_of, begin, body)
+            items.linked_item_loop(table_ref, problem, programs, steps_of, begin, body)
             plgpu.wait_smem_to_gmem(0)
 
         @pl.when(warpgroup == WARPGROUPS)
         def _copy():
-            plgpu.set_max_registers(common.FORWARD_REGISTERS[1], action="decrease")
+            plgpu.set_max_registers(program.REGISTERS[1], action="decrease")
 
             def body(visit):
                 item, steps, before = visit.item, visit.steps, visit.before
@@ -113,14 +114,14 @@ def forward(
 
                 lax.fori_loop(0, steps, load, ())
 
-            common.item_loop(table_ref, problem, programs, steps_of, body)
+            items.item_loop(table_ref, problem, programs, steps_of, body)
             memory.zero_gaps(gaps_ref, outs[:1], programs)
 
     def smem(*shape):
         return plgpu.SMEM(shape, q.dtype, transforms=transforms)
 
     sums = jax.ShapeDtypeStruct((heads, rows), jnp.float32)
-    out = plgpu.kernel(
+    out = program.launch(
         jagged_attention_forward,
         out_type=[jax.ShapeDtypeStruct(q.shape, q.dtype)] + [sums] * softmax,
         scratch_types=[
@@ -136,10 +137,6 @@ def forward(
             plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=q_stages),
             plgpu.Barrier(),
         ],
-        grid=(programs,),
-        grid_names=("program",),
-        num_threads=WARPGROUPS + 1,
-        thread_name="warpgroup",
-        compiler_params=common.PARAMS,
+        programs=programs,
     )(q, k, v, table, gaps)
     return (out[0], out[1]) if softmax else (out[0], None)

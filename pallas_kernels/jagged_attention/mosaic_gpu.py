@@ -14,22 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pallas_kernels.common import dispatch
+from pallas_kernels.hopper import memory
 from pallas_kernels.jagged_attention import (
     mosaic_backward,
     mosaic_dq,
     mosaic_forward,
-    mosaic_memory,
     mosaic_wide,
     tuning,
 )
-from pallas_kernels.jagged_attention.mosaic_common import Problem
+from pallas_kernels.jagged_attention.mosaic_problem import Problem
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
-from pallas_kernels.jagged_attention.plan import Layout, Plan, padded_rows, plan_of
+from pallas_kernels.jagged_attention.worklist import Layout, WorkList, padded_rows, work_list_of
 
 # Keys a query sees, up to which dQ gets a kernel of its own: its float32 buffer moves 10 bytes a number (zeroed, read,
 # cast) whatever the mask, and costs more than two matmuls again (at 512 keys, 344 TFLOP/s fused against 362).
 LOCAL = 512
-HEAD_SIZES = (64, 128, 256)  # smaller heads are padded to 64
+HEAD_DIMS = (64, 128, 256)  # smaller heads are padded to 64
 
 
 class Settings(NamedTuple):
@@ -42,24 +43,21 @@ class Settings(NamedTuple):
 
 
 def jagged_attention(
-    q, k, v, starts, lengths, num_targets, bias, *, max_len, kind, mask, scale, deterministic, plan
+    q, k, v, starts, lengths, num_targets, bias, *, max_len, kind, mask, scale, deterministic, work_list
 ) -> Array:
     """See `api.jagged_attention`."""
-    if bias is not None:
-        raise NotImplementedError('"mosaic_gpu" has no relative bias; use "xla".')
+    del bias
     history = lengths if num_targets is None else lengths - num_targets
     layout = Layout(starts, lengths, starts, lengths, history)
     divide_by = 1.0 if kind == "softmax" else float(max_len)
     problem = Problem(kind, mask, scale, divide_by, num_targets is not None)
-    return _run(q, k, v, layout, problem, deterministic, plan)
+    return _run(q, k, v, layout, problem, deterministic, work_list)
 
 
 def gdpa(q, k, v, starts, lengths, *, max_len, activation, scale) -> Array:
     """See `api.gdpa`."""
     del max_len
     batch, keys = k.shape[:2]
-    if keys % 8:
-        raise NotImplementedError(f'"mosaic_gpu" needs GDPA\'s M to be a multiple of 8, got {keys}; use "xla".')
     kv_start, kv_length = _dense_layout(batch, keys)
     # keys of an example without queries get no tile: their gradient is only zeroed
     layout = Layout(starts, lengths, kv_start, jnp.where(lengths > 0, kv_length, 0), lengths)
@@ -86,24 +84,11 @@ def _dense_layout(batch, rows):
     return jnp.arange(batch, dtype=jnp.int32) * rows, jnp.full((batch,), rows, jnp.int32)
 
 
-def _run(q, k, v, layout, problem, deterministic, plan):
-    _check(q, problem)
-    device = jax.devices()[0]
-    if jax.default_backend() != "gpu" or device.compute_capability != "9.0":
-        raise NotImplementedError('"mosaic_gpu" needs a Hopper GPU (H100, H200); use "xla".')
-    programs = device.core_count
-    tilings = tuning.tilings(device.device_kind, max(q.shape[-1], HEAD_SIZES[0]))
-    settings = Settings(problem, deterministic, tilings, programs)
-    return attend(q, k, v, layout, settings, plan)
-
-
-def _check(q, problem):
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f'"mosaic_gpu" takes bfloat16 and float16, got {q.dtype}; use "xla".')
-    if q.shape[-1] not in (32, *HEAD_SIZES):
-        raise NotImplementedError(f'"mosaic_gpu" takes heads of 32, 64, 128 or 256, got {q.shape[-1]}; use "xla".')
-    if problem.scale <= 0:
-        raise NotImplementedError(f'"mosaic_gpu" needs a positive scale, got {problem.scale}; use "xla".')
+def _run(q, k, v, layout, problem, deterministic, work_list):
+    device = dispatch.default_device()
+    tilings = tuning.tilings(device.device_kind, max(q.shape[-1], HEAD_DIMS[0]))
+    settings = Settings(problem, deterministic, tilings, device.core_count)
+    return attend(q, k, v, layout, settings, work_list)
 
 
 def _in_32_bits(function):
@@ -118,12 +103,12 @@ def _in_32_bits(function):
 
 
 @_in_32_bits
-def attend(q, k, v, layout: Layout, settings: Settings, plan: Plan | None) -> Array:
+def attend(q, k, v, layout: Layout, settings: Settings, work_list: WorkList | None) -> Array:
     """Attention on any device with Hopper's instructions; arguments are taken as checked."""
     rows, size = q.shape[0], q.shape[2]
     q, k, v = (_pad(x) for x in (q, k, v))
-    if plan is None:
-        plan = plan_of(
+    if work_list is None:
+        work_list = work_list_of(
             layout,
             q_rows=q.shape[0],
             kv_rows=k.shape[0],
@@ -133,38 +118,38 @@ def attend(q, k, v, layout: Layout, settings: Settings, plan: Plan | None) -> Ar
             has_targets=settings.problem.has_targets,
             programs=settings.programs,
         )
-    elif (plan.programs, plan.mask) != (settings.programs, settings.problem.mask):
+    elif (work_list.programs, work_list.mask) != (settings.programs, settings.problem.mask):
         raise ValueError(
-            f"plan was made for {plan.programs} multiprocessors and {plan.mask}, but this call needs "
-            f"{settings.programs} and {settings.problem.mask}; give make_plan the same mask and `programs`."
+            f"work_list was made for {work_list.programs} multiprocessors and {work_list.mask}, but this call needs "
+            f"{settings.programs} and {settings.problem.mask}; give make_work_list the same mask and `programs`."
         )
-    out = jnp.asarray(_attend(q, k, v, layout, plan, settings))
+    out = jnp.asarray(_attend(q, k, v, layout, work_list, settings))
     return out[:rows, :, :size]
 
 
 def _pad(x):
     """Rows in whole groups of 8 and at least a tile, heads of at least 64."""
-    extra = padded_rows(x.shape[0]) - x.shape[0], 0, max(0, HEAD_SIZES[0] - x.shape[2])
+    extra = padded_rows(x.shape[0]) - x.shape[0], 0, max(0, HEAD_DIMS[0] - x.shape[2])
     return jnp.pad(x, [(0, n) for n in extra]) if any(extra) else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, layout, plan, settings):
-    return _forward(q, k, v, layout, plan, settings)[0]
+def _attend(q, k, v, layout, work_list, settings):
+    return _forward(q, k, v, layout, work_list, settings)[0]
 
 
 @_in_32_bits
-def _forward(q, k, v, layout, plan, settings):
+def _forward(q, k, v, layout, work_list, settings):
     problem, _, tilings, programs = settings
     softmax = problem.kind == "softmax"
     tiling = tilings.forward_softmax if softmax else tilings.forward
-    out, log_sum = mosaic_forward.forward(q, k, v, plan.by_query, plan.q_gaps, problem, tiling, programs)
-    return out, (q, k, v, layout, plan, out if softmax else None, log_sum)
+    out, log_sum = mosaic_forward.forward(q, k, v, work_list.by_query, work_list.q_gaps, problem, tiling, programs)
+    return out, (q, k, v, layout, work_list, out if softmax else None, log_sum)
 
 
 @_in_32_bits
 def _backward(settings, saved, grad):
-    q, k, v, layout, plan, out, log_sum = saved
+    q, k, v, layout, work_list, out, log_sum = saved
     problem, deterministic, tilings, programs = settings
     delta = None
     if problem.kind == "softmax":
@@ -172,7 +157,7 @@ def _backward(settings, saved, grad):
         delta = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
         delta = jnp.where(valid, delta.T, 0)
     inputs = (q, k, v, grad, log_sum, delta)
-    by_key, by_query = (plan.by_key, plan.kv_gaps, problem), (plan.by_query, plan.q_gaps, problem)
+    by_key, by_query = (work_list.by_key, work_list.kv_gaps, problem), (work_list.by_query, work_list.q_gaps, problem)
     wide = q.shape[2] > 128
     if deterministic or wide or _is_local(problem.mask):
         backward_kv = (mosaic_wide if wide else mosaic_backward).backward_kv
@@ -183,8 +168,8 @@ def _backward(settings, saved, grad):
         zero, _ = jax.lax.optimization_barrier((jnp.float32(0), grad))
         dq_sum = jax.new_ref(jnp.broadcast_to(zero, q.shape))
         dk, dv = mosaic_backward.backward_kv(*inputs, *by_key, tilings.backward, programs, dq_sum)
-        dq = (mosaic_memory.in_order(dq_sum[...]) * problem.gradient_scale).astype(q.dtype)
-    none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, plan))
+        dq = (memory.in_order(dq_sum[...]) * problem.gradient_scale).astype(q.dtype)
+    none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), (layout, work_list))
     return dq, dk, dv, *none
 
 

@@ -10,10 +10,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.jagged_attention import mosaic_common as common
-from pallas_kernels.jagged_attention import mosaic_matmul as matmul
-from pallas_kernels.jagged_attention import mosaic_memory as memory
-from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem
+from pallas_kernels.hopper import matmul, memory, program
+from pallas_kernels.hopper.program import ROWS, WARPGROUPS
+from pallas_kernels.jagged_attention import mosaic_problem as scores
+from pallas_kernels.jagged_attention.mosaic_problem import Problem, Visit
 
 TILE = WARPGROUPS * ROWS
 LOWEST = -1e30  # a masked softmax score; finite, so that a tile with no visible key makes no NaN
@@ -65,11 +65,11 @@ class Pipe:
     them from shared memory.
     """
 
-    def __init__(self, problem: Problem, tiling: Tiling, at: Scratch, visit: common.Visit, runs):
+    def __init__(self, problem: Problem, tiling: Tiling, at: Scratch, visit: Visit, runs):
         self.problem, self.tiling, self.at = problem, tiling, at
         self.item, self.steps, self.before, self.number = visit
         self.runs, item = runs, visit.item
-        self.warpgroup = lax.axis_index("warpgroup") + common.hidden_zero(item)
+        self.warpgroup = lax.axis_index("warpgroup") + program.hidden_zero(item.head)
         self.row = item.row + self.warpgroup * ROWS
         self.q_slot = lax.rem(visit.number, tiling.q_stages)
         self.q = at.q.at[self.q_slot, self.warpgroup]
@@ -78,12 +78,12 @@ class Pipe:
         self.size = at.q.shape[-1]
         self.holds_q = self.size == 64  # in registers: at 128 that spills
         self.softmax = problem.kind == "softmax"
-        self.factor = problem.scale * common.LOG2_E
+        self.factor = problem.scale * scores.LOG2_E
         self.first_step, self.last_step = self.own_steps()
 
     def own_steps(self):
         """(first, last) step in which this warpgroup sees anything: a window's outermost step may be the other
-        warpgroup's alone. Elsewhere leaving one out did not pay (README)."""
+        warpgroup's alone. Elsewhere leaving one out did not pay (NOTES.md)."""
         last = self.steps - 1
         if not self.skips:
             return 0, last
@@ -128,8 +128,8 @@ class Pipe:
     def masked(self, score, step):
         keys = self.tiling.keys
         first = self.runs.tile(self.steps - 1 - step) * keys
-        blank = LOWEST if self.softmax else common.masked_score(self.problem)
-        (score,) = common.hide(self.problem, self.item, (score,), blank, self.row, ROWS, first, keys)
+        blank = LOWEST if self.softmax else scores.masked_score(self.problem)
+        (score,) = scores.hide(self.problem, self.item, (score,), blank, self.row, ROWS, first, keys)
         return score
 
     def by_row(self, values, shape):
@@ -138,7 +138,7 @@ class Pipe:
     def weigh(self, score, state=None):
         """-> (state after these scores, its weights still float32, and what the sum so far shrinks by or None)."""
         if not self.softmax:
-            return (common.activation(self.problem, score),), None
+            return (scores.activation(self.problem, score),), None
         if state is None:
             # far above LOWEST: with equal values, a fused multiply-add's residue would be exp2's argument
             lowest = jnp.full((ROWS,), 0.5 * LOWEST * self.factor, jnp.float32)
@@ -256,13 +256,13 @@ class Pipe:
         if not self.softmax:
             return out * (1.0 / self.problem.divide_by), None, begun
         top, total = sums
-        return out / self.by_row(total, out.shape), top + jnp.log(total) * common.LOG2_E, begun
+        return out / self.by_row(total, out.shape), top + jnp.log(total) * scores.LOG2_E, begun
 
     def inside(self, out):
         """out in the dtype of q, with 0 in the rows beyond the sequence."""
 
         def cut():
-            inside = common.iota(out.shape, 0, self.row) < self.item.q_length
+            inside = program.iota(out.shape, 0, self.row) < self.item.q_length
             return jnp.where(inside, out, 0.0).astype(self.dtype)
 
         return lax.cond(self.row + ROWS <= self.item.q_length, lambda: out.astype(self.dtype), cut)

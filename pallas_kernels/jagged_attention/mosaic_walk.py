@@ -9,10 +9,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.jagged_attention import mosaic_common as common
-from pallas_kernels.jagged_attention import mosaic_matmul as matmul
-from pallas_kernels.jagged_attention import mosaic_memory as memory
-from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS
+from pallas_kernels.hopper import matmul, memory, program
+from pallas_kernels.hopper.program import ROWS, WARPGROUPS
+from pallas_kernels.jagged_attention import mosaic_problem as scores
 
 TILE = WARPGROUPS * ROWS
 QUERIES = 64  # queries a step
@@ -62,7 +61,7 @@ class Walk:
         self.number = visit.number
         self.kv_slots = {"k": self.kv_slot(0), "v": self.kv_slot(1)}
         self.dq_ref, self.at = dq_ref, scratch
-        self.zero = common.hidden_zero(item)
+        self.zero = program.hidden_zero(item.head)
         self.warpgroup = lax.axis_index("warpgroup") + self.zero
         self.key = item.row + self.warpgroup * ROWS
         self.dtype = scratch["q"].dtype
@@ -94,7 +93,7 @@ class Walk:
         edges = [self.problem.all_hidden(self.item, row, QUERIES, self.key, ROWS) for row in rows]
         if self.group > 1:  # one head's edges lie between those of others
             edges = [False, False]
-        return common.working_steps(self.steps, self.key >= self.item.kv_length, *edges)
+        return program.working_steps(self.steps, self.key >= self.item.kv_length, *edges)
 
     # loads ------------------------------------------------------------------------------------
 
@@ -132,11 +131,11 @@ class Walk:
         row = self.row(step) + self.first_query
 
         def hide(*values, blank=0.0):
-            return common.hide(self.problem, self.item, values, blank, row, self.queries, self.key, ROWS, query_axis=1)
+            return scores.hide(self.problem, self.item, values, blank, row, self.queries, self.key, ROWS, query_axis=1)
 
         if self.problem.kind == "softmax":
             log_sum = self.by_query(self.q_slot(step))
-            (weight,) = hide(jnp.exp2(score * (self.problem.scale * common.LOG2_E) - log_sum))
+            (weight,) = hide(jnp.exp2(score * (self.problem.scale * scores.LOG2_E) - log_sum))
             # Kept narrow: float32 would spill. The barrier keeps LLVM from narrowing values one by one (F2F, which runs at
             # the rate of exp2) because each is widened again by itself; two at a time go at full rate.
             weight = lax.optimization_barrier(weight.astype(self.dtype))
@@ -144,10 +143,10 @@ class Walk:
         if self.tiling.late:
             # Hidden scores are dropped after the activation: ptxas orders instructions inside basic blocks only,
             # and without this branch between would wait for the running matmul before the activation is done.
-            weight, slope = hide(*common.activation_and_slope(self.problem, score))
+            weight, slope = hide(*scores.activation_and_slope(self.problem, score))
         else:  # fewer registers
-            (score,) = hide(score, blank=common.masked_score(self.problem))
-            weight, slope = common.activation_and_slope(self.problem, score)
+            (score,) = hide(score, blank=scores.masked_score(self.problem))
+            weight, slope = scores.activation_and_slope(self.problem, score)
         return weight.astype(self.dtype), slope
 
     def by_query(self, slot):
@@ -202,7 +201,7 @@ class Walk:
         first, end = self.own_steps()
         self.wait_keys("k")
         pl.when(first > 0)(self.begin)  # else the first step's work does
-        common.loop_over_steps(self.steps, first, end, work, idle)
+        program.loop_over_steps(self.steps, first, end, work, idle)
 
     def begin(self):
         """What the first step waits for besides its own loads."""

@@ -16,10 +16,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.jagged_attention import mosaic_common as common
-from pallas_kernels.jagged_attention import mosaic_matmul as matmul
-from pallas_kernels.jagged_attention import mosaic_memory as memory
-from pallas_kernels.jagged_attention.mosaic_common import ROWS, WARPGROUPS, Problem, Visit
+from pallas_kernels.hopper import matmul, memory, program
+from pallas_kernels.hopper.program import ROWS, WARPGROUPS
+from pallas_kernels.jagged_attention import mosaic_items as items
+from pallas_kernels.jagged_attention.mosaic_problem import Problem, Visit
 from pallas_kernels.jagged_attention.mosaic_walk import QUERIES, TILE, Tiling, Walk, head_and_row
 
 HALVES = TILE // ROWS  # an item of the work list is done in two parts of 64 keys
@@ -64,24 +64,24 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
 
         @pl.when(warpgroup < WARPGROUPS)
         def _compute():
-            plgpu.set_max_registers(common.FORWARD_REGISTERS[0], action="increase")
+            plgpu.set_max_registers(program.REGISTERS[0], action="increase")
 
             def part(visit):
                 walk = _WideWalk(problem, tiling, visit, runs_of(visit.item), group, None, scratch)
                 half = plgpu.ACC((ROWS, size // WARPGROUPS), jnp.float32)
                 walk.store(pl.run_scoped(walk.wide, half, half), outs)
 
-            common.item_loop(table_ref, problem, programs, steps_of, lambda visit: by_half(visit, part))
+            items.item_loop(table_ref, problem, programs, steps_of, lambda visit: by_half(visit, part))
             plgpu.wait_smem_to_gmem(0)
 
         @pl.when(warpgroup == WARPGROUPS)
         def _copy():
-            plgpu.set_max_registers(common.FORWARD_REGISTERS[1], action="decrease")
+            plgpu.set_max_registers(program.REGISTERS[1], action="decrease")
 
             def part(visit):
                 _copy_part(tiles_of, scratch, visit, runs_of(visit.item), group, tiling)
 
-            common.item_loop(table_ref, problem, programs, steps_of, lambda visit: by_half(visit, part))
+            items.item_loop(table_ref, problem, programs, steps_of, lambda visit: by_half(visit, part))
             memory.zero_gaps(gaps_ref, outs, programs)
 
     def smem(*shape):
@@ -90,7 +90,7 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
 
     q_stages, do_stages, copies = tiling.q_stages, tiling.do_stages, 1 + softmax
     arguments = [q, k, v, do] + [log_sum, delta] * softmax + [table, gaps]
-    return plgpu.kernel(
+    return program.launch(
         jagged_attention_wide_backward,
         out_type=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
         scratch_types=[
@@ -111,11 +111,7 @@ def backward_kv(q, k, v, do, log_sum, delta, table, gaps, problem: Problem, tili
             plgpu.Barrier(),
             plgpu.Barrier(num_arrivals=WARPGROUPS),
         ],
-        grid=(programs,),
-        grid_names=("program",),
-        num_threads=WARPGROUPS + 1,
-        thread_name="warpgroup",
-        compiler_params=common.PARAMS,
+        programs=programs,
     )(*arguments)
 
 
@@ -165,7 +161,7 @@ class _WideWalk(Walk):
         return pl.ds(self.who(step) * self.columns, self.columns)
 
     def keys(self, name, step):
-        """K or V, at an address that looks as if it depended on the step (see `common.hidden_zero`)."""
+        """K or V, at an address that looks as if it depended on the step (see `program.hidden_zero`)."""
         return self.at[name].at[pl.ds(self.zero * step * ROWS, ROWS)]
 
     def wide(self, dk, dv):

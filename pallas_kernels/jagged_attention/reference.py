@@ -27,9 +27,23 @@ def _clean(x, valid):
 
 
 def jagged_attention(
-    q, k, v, starts, lengths, num_targets, bias, *, max_len: int, kind: str, mask: Mask, scale: float
+    q,
+    k,
+    v,
+    starts,
+    lengths,
+    num_targets,
+    bias,
+    *,
+    max_len: int,
+    kind: str,
+    mask: Mask,
+    scale: float,
+    deterministic: bool,
+    work_list,
 ) -> Array:
-    """See `api.jagged_attention`; starts and lengths are int32 [B], num_targets too or None."""
+    """See `api.jagged_attention`; starts and lengths are int32 [B], num_targets too or None. Always deterministic."""
+    del deterministic, work_list
     sequence, position, valid = sequence_of_rows(starts, lengths, q.shape[0])
     groups = q.shape[1] // k.shape[1]
     q_w = _clean(q, valid)

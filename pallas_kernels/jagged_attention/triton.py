@@ -16,9 +16,7 @@ from jax import Array
 from pallas_kernels.jagged_attention import tiles
 from pallas_kernels.jagged_attention.mask import Mask, key_bounds
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
-from pallas_kernels.jagged_attention.plan import TILE, Layout, tile_table
-
-HEAD_SIZES = (32, 64, 128, 256)
+from pallas_kernels.jagged_attention.worklist import TILE, Layout, tile_table
 
 
 class Settings(NamedTuple):
@@ -50,15 +48,27 @@ def launches(head_size: int) -> tuple[Launch, Launch]:
 
 
 def jagged_attention(
-    q, k, v, starts, lengths, num_targets, bias, *, max_len: int, kind: str, mask: Mask, scale: float
+    q,
+    k,
+    v,
+    starts,
+    lengths,
+    num_targets,
+    bias,
+    *,
+    max_len: int,
+    kind: str,
+    mask: Mask,
+    scale: float,
+    deterministic: bool,
+    work_list,
 ) -> Array:
-    """See `api.jagged_attention`."""
-    if bias is not None:
-        raise NotImplementedError('"triton" has no relative bias; use "xla".')
+    """See `api.jagged_attention`. Always deterministic; makes its own list of tiles."""
+    del bias, deterministic, work_list
     history = lengths if num_targets is None else lengths - num_targets
     layout = Layout(starts, lengths, starts, lengths, history)
     divide_by = 1.0 if kind == "softmax" else float(max_len)
-    return _run(q, k, v, layout, Settings(kind, mask, scale, divide_by, num_targets is not None))
+    return _attend(q, k, v, layout, Settings(kind, mask, scale, divide_by, num_targets is not None))
 
 
 def gdpa(q, k, v, starts, lengths, *, max_len: int, activation: str, scale: float) -> Array:
@@ -68,7 +78,7 @@ def gdpa(q, k, v, starts, lengths, *, max_len: int, activation: str, scale: floa
     kv_start, kv_length = _dense(batch, keys)
     layout = Layout(starts, lengths, kv_start, kv_length, lengths)
     k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
-    return _run(q, k, v, layout, Settings(activation, None, scale, 1.0, False))
+    return _attend(q, k, v, layout, Settings(activation, None, scale, 1.0, False))
 
 
 def seed_attention(q, k, v, starts, lengths, *, max_len: int, kind: str, scale: float) -> Array:
@@ -76,27 +86,12 @@ def seed_attention(q, k, v, starts, lengths, *, max_len: int, kind: str, scale: 
     q_start, q_length = _dense(*q.shape[:2])
     layout = Layout(q_start, q_length, starts, lengths, lengths)
     divide_by = 1.0 if kind == "softmax" else float(max_len)
-    out = _run(q.reshape(-1, *q.shape[2:]), k, v, layout, Settings(kind, None, scale, divide_by, False))
+    out = _attend(q.reshape(-1, *q.shape[2:]), k, v, layout, Settings(kind, None, scale, divide_by, False))
     return out.reshape(q.shape)
 
 
 def _dense(batch, rows):
     return jnp.arange(batch, dtype=jnp.int32) * rows, jnp.full((batch,), rows, jnp.int32)
-
-
-def _run(q, k, v, layout, settings):
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f'"triton" takes bfloat16 and float16, got {q.dtype}; use "xla".')
-    if q.shape[-1] not in HEAD_SIZES:
-        raise NotImplementedError(f'"triton" takes heads of {HEAD_SIZES}, got {q.shape[-1]}; use "xla".')
-    capability = getattr(jax.devices()[0], "compute_capability", "0")
-    if jax.default_backend() != "gpu" or float(capability) < 8:
-        raise NotImplementedError('"triton" needs an NVIDIA GPU from Ampere on (A100, L4, H100); use "xla".')
-    try:
-        import jax_triton  # noqa: F401
-    except ImportError as error:
-        raise NotImplementedError('"triton" needs the package jax-triton; use "xla".') from error
-    return _attend(q, k, v, layout, settings)
 
 
 def _items(layout: Layout, settings: Settings, tiled: str, num_rows: int, heads: int, rows: int, tile: int) -> Array:
@@ -149,8 +144,8 @@ def _call(kernel_name, arguments, out_shape, items, q, k, settings, launch):
         KIND=settings.kind,
         TARGETS=settings.has_targets,
         D=q.shape[2],
-        M=launch.queries,
-        N=launch.keys,
+        QUERIES=launch.queries,
+        KEYS=launch.keys,
     )
 
 

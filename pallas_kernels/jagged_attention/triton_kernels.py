@@ -70,24 +70,24 @@ def _activation(x, KIND: tl.constexpr):
 def forward(
     q, k, v, items, low, high, o, log_sum,
     n: tl.constexpr, rows_total: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, scale: tl.constexpr,
-    factor: tl.constexpr, KIND: tl.constexpr, TARGETS: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    factor: tl.constexpr, KIND: tl.constexpr, TARGETS: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """o [T, H, D] and, for softmax, log_sum float32 [H, T] (of denominators, base 2) of M queries."""
+    """o [T, H, D] and, for softmax, log_sum float32 [H, T] (of denominators, base 2) of QUERIES queries."""
     q_start, q_length, kv_start = _field(items, n, 0), _field(items, n, 1), _field(items, n, 2)
     kv_length, prefix, row, head = _field(items, n, 3), _field(items, n, 4), _field(items, n, 5), _field(items, n, 6)
     if row < q_length:
         kv_head = head // (heads // kv_heads)
-        queries = row + tl.arange(0, M)
+        queries = row + tl.arange(0, QUERIES)
         inside = queries < q_length
         own_low, own_high = _per_row(low, q_start + queries, inside), _per_row(high, q_start + queries, inside)
         own = _rows(q, q_start, queries, q_length, head, heads, D)
-        out = tl.zeros([M, D], tl.float32)
-        top = tl.full([M], LOWEST, tl.float32)
-        total = tl.zeros([M], tl.float32)
+        out = tl.zeros([QUERIES, D], tl.float32)
+        top = tl.full([QUERIES], LOWEST, tl.float32)
+        total = tl.zeros([QUERIES], tl.float32)
         for run in tl.static_range(3):
             first = _field(items, n, 7 + 2 * run)
             for tile in range(first, first + _field(items, n, 8 + 2 * run)):
-                keys = tile * N + tl.arange(0, N)
+                keys = tile * KEYS + tl.arange(0, KEYS)
                 key = _rows(k, kv_start, keys, kv_length, kv_head, kv_heads, D)
                 score = tl.dot(own, tl.trans(key)) * scale
                 seen = _seen(queries, keys, own_low, own_high, prefix, q_length, kv_length, TARGETS)
@@ -127,22 +127,22 @@ def _gradients(own_q, key, value, grad, seen, log_sum, delta, scale, KIND: tl.co
 def backward_kv(
     q, k, v, do, log_sum, delta, items, low, high, dk, dv,
     n: tl.constexpr, rows_total: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, scale: tl.constexpr,
-    factor: tl.constexpr, KIND: tl.constexpr, TARGETS: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    factor: tl.constexpr, KIND: tl.constexpr, TARGETS: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv [Tk, Hkv, D] of N keys, over the queries of every head that shares them."""
+    """dk, dv [Tk, Hkv, D] of KEYS keys, over the queries of every head that shares them."""
     q_start, q_length, kv_start = _field(items, n, 0), _field(items, n, 1), _field(items, n, 2)
     kv_length, prefix, row, kv_head = _field(items, n, 3), _field(items, n, 4), _field(items, n, 5), _field(items, n, 6)
     if row < kv_length:
-        keys = row + tl.arange(0, N)
+        keys = row + tl.arange(0, KEYS)
         key = _rows(k, kv_start, keys, kv_length, kv_head, kv_heads, D)
         value = _rows(v, kv_start, keys, kv_length, kv_head, kv_heads, D)
-        key_sum, value_sum = tl.zeros([N, D], tl.float32), tl.zeros([N, D], tl.float32)
+        key_sum, value_sum = tl.zeros([KEYS, D], tl.float32), tl.zeros([KEYS, D], tl.float32)
         group = heads // kv_heads
         for head in range(kv_head * group, kv_head * group + group):
             for run in tl.static_range(3):
                 first = _field(items, n, 7 + 2 * run)
                 for tile in range(first, first + _field(items, n, 8 + 2 * run)):
-                    queries = tile * M + tl.arange(0, M)
+                    queries = tile * QUERIES + tl.arange(0, QUERIES)
                     inside, at = queries < q_length, q_start + queries
                     own = _rows(q, q_start, queries, q_length, head, heads, D)
                     grad = _rows(do, q_start, queries, q_length, head, heads, D)
@@ -161,25 +161,25 @@ def backward_kv(
 def backward_q(
     q, k, v, do, log_sum, delta, items, low, high, dq,
     n: tl.constexpr, rows_total: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, scale: tl.constexpr,
-    factor: tl.constexpr, KIND: tl.constexpr, TARGETS: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    factor: tl.constexpr, KIND: tl.constexpr, TARGETS: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """dq [T, H, D] of M queries."""
+    """dq [T, H, D] of QUERIES queries."""
     q_start, q_length, kv_start = _field(items, n, 0), _field(items, n, 1), _field(items, n, 2)
     kv_length, prefix, row, head = _field(items, n, 3), _field(items, n, 4), _field(items, n, 5), _field(items, n, 6)
     if row < q_length:
         kv_head = head // (heads // kv_heads)
-        queries = row + tl.arange(0, M)
+        queries = row + tl.arange(0, QUERIES)
         inside, at = queries < q_length, q_start + queries
         own = _rows(q, q_start, queries, q_length, head, heads, D)
         grad = _rows(do, q_start, queries, q_length, head, heads, D)
         own_low, own_high = _per_row(low, at, inside), _per_row(high, at, inside)
         logs = _per_row(log_sum, head * rows_total + at, inside)
         deltas = _per_row(delta, head * rows_total + at, inside)
-        total = tl.zeros([M, D], tl.float32)
+        total = tl.zeros([QUERIES, D], tl.float32)
         for run in tl.static_range(3):
             first = _field(items, n, 7 + 2 * run)
             for tile in range(first, first + _field(items, n, 8 + 2 * run)):
-                keys = tile * N + tl.arange(0, N)
+                keys = tile * KEYS + tl.arange(0, KEYS)
                 key = _rows(k, kv_start, keys, kv_length, kv_head, kv_heads, D)
                 value = _rows(v, kv_start, keys, kv_length, kv_head, kv_heads, D)
                 seen = _seen(queries, keys, own_low, own_high, prefix, q_length, kv_length, TARGETS)

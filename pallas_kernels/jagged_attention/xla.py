@@ -47,9 +47,23 @@ def _attend(q, k, v, seen, *, kind, scale, divide_by, bias=None):
 
 
 def jagged_attention(
-    q, k, v, starts, lengths, num_targets, bias, *, max_len: int, kind: str, mask: Mask, scale: float
+    q,
+    k,
+    v,
+    starts,
+    lengths,
+    num_targets,
+    bias,
+    *,
+    max_len: int,
+    kind: str,
+    mask: Mask,
+    scale: float,
+    deterministic: bool,
+    work_list,
 ) -> Array:
-    """See `api.jagged_attention`; starts and lengths are int32 [B], num_targets too or None."""
+    """See `api.jagged_attention`; starts and lengths are int32 [B], num_targets too or None. Always deterministic."""
+    del deterministic, work_list
     if max_len > DENSE_LEN and bias is None:
         return xla_tiled.jagged_attention(
             q, k, v, starts, lengths, num_targets, max_len=max_len, kind=kind, mask=mask, scale=scale

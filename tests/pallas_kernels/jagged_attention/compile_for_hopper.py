@@ -11,8 +11,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from pallas_kernels.jagged_attention import Mask, mosaic_gpu, tuning
-from pallas_kernels.jagged_attention.mosaic_common import Problem
-from pallas_kernels.jagged_attention.plan import Layout
+from pallas_kernels.jagged_attention.mosaic_problem import Problem
+from pallas_kernels.jagged_attention.worklist import Layout
 
 # What XLA needs to know of the chip (a GpuTargetConfigProto); the figures are the H200's, whose chip the H100 shares.
 TARGET = """
@@ -62,7 +62,7 @@ def main(kind: str, size: int, deterministic: bool, gpu: str, layers: int, windo
     text = compiled.as_text()
     print("temporary bytes:", compiled.memory_analysis().temp_size_in_bytes)
     entry = text[text.index("ENTRY") :].splitlines()
-    print("work list fusions:", sum("plan_of" in line and " fusion(" in line for line in entry))
+    print("work list fusions:", sum("work_list_of" in line and " fusion(" in line for line in entry))
 
 
 if __name__ == "__main__":

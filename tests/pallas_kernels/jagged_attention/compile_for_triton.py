@@ -23,7 +23,7 @@ def main(capability: int, size: int):
     for name, kind in itertools.product(POINTERS, ("silu", "softmax")):
         launch = launches[name != "forward"]
         static = dict(n=64, rows_total=4096, heads=4, kv_heads=2, scale=0.1, factor=1.0, KIND=kind, TARGETS=True)
-        static |= dict(D=size, M=launch.queries, N=launch.keys)
+        static |= dict(D=size, QUERIES=launch.queries, KEYS=launch.keys)
         signature = {x: TYPES.get(x, "*bf16") for x in POINTERS[name]} | dict.fromkeys(static, "constexpr")
         aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(POINTERS[name]))}
         source = ASTSource(getattr(triton_kernels, name), signature, static, aligned)

@@ -13,6 +13,7 @@ in the GPU's own instructions (`INLINE`), which have stand-ins here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 import time
@@ -26,15 +27,17 @@ from jax import lax as real_lax
 from jax.experimental import pallas as real_pl
 from jax.experimental.pallas import mosaic_gpu as real_plgpu
 
+from pallas_kernels.common import dispatch
+from pallas_kernels.hopper import matmul, memory, program
 from pallas_kernels.jagged_attention import (
+    backends,
     mosaic_backward,
-    mosaic_common,
     mosaic_dq,
     mosaic_forward,
     mosaic_gpu,
-    mosaic_matmul,
-    mosaic_memory,
+    mosaic_items,
     mosaic_pipe,
+    mosaic_problem,
     mosaic_walk,
     mosaic_wide,
     tuning,
@@ -225,7 +228,7 @@ def _read(acc):
 
 
 def issue(a, b, transpose_a=False, transpose_b=False):
-    """`mosaic_matmul.issue`: -> an accumulator, which nothing but `arrived` can read."""
+    """`matmul.issue`: -> an accumulator, which nothing but `arrived` can read."""
     a, b = (x.transpose((1, 0)) if transpose else x for x, transpose in ((a, transpose_a), (b, transpose_b)))
     acc = Accumulator((a.shape[0], b.shape[1]))
     wgmma(acc, a, b)
@@ -238,18 +241,18 @@ def arrived(product, wait_n):
 
 
 def stage(ref, values):
-    """`mosaic_memory.stage`: rows of a group of 8 in another order."""
+    """`memory.stage`: rows of a group of 8 in another order."""
     order = np.arange(values.shape[0]).reshape(-1, 2, 4).swapaxes(1, 2).reshape(-1)
     ref.write(np.asarray(values)[order])
 
 
 def zero_rows_from(tile, first):
-    """`mosaic_memory.zero_rows_from`."""
+    """`memory.zero_rows_from`."""
     tile.at[real_pl.ds(int(max(first, 0)), tile.shape[0] - int(max(first, 0)))].write(0)
 
 
 def zero_rows(ref):
-    """`mosaic_memory.zero_rows`."""
+    """`memory.zero_rows`."""
     ref.write(0)
 
 
@@ -327,9 +330,9 @@ def kernel(body, out_type, scratch_types, grid, grid_names, num_threads, thread_
     def call(*arguments):
         inputs = [Ref(np.array(x[...] if _is_ref(x) else x)) for x in arguments]
         outs = [Ref(np.full(x.shape, np.nan, x.dtype)) for x in ([out_type] if single else out_type)]
-        for program in range(grid[0]):
+        for number in range(grid[0]):
             scratch = [spec.make() for spec in scratch_types]
-            _run_threads(body, (*inputs, *outs, *scratch), {grid_names[0]: program}, thread_name, num_threads)
+            _run_threads(body, (*inputs, *outs, *scratch), {grid_names[0]: number}, thread_name, num_threads)
         for argument, ref in zip(arguments, inputs, strict=True):
             if _is_ref(argument):
                 argument[...] = jnp.asarray(ref.base)
@@ -407,10 +410,12 @@ SHIMS: dict[str, Any] = dict(
     ),
 )
 MODULES = (
-    mosaic_common,
-    mosaic_matmul,
+    mosaic_items,
+    mosaic_problem,
+    matmul,
+    program,
     mosaic_pipe,
-    mosaic_memory,
+    memory,
     mosaic_forward,
     mosaic_backward,
     mosaic_walk,
@@ -418,11 +423,11 @@ MODULES = (
     mosaic_wide,
 )
 INLINE = (  # replaced by the functions of these names here
-    (mosaic_matmul, "issue"),
-    (mosaic_matmul, "arrived"),
-    (mosaic_memory, "stage"),
-    (mosaic_memory, "zero_rows"),
-    (mosaic_memory, "zero_rows_from"),
+    (matmul, "issue"),
+    (matmul, "arrived"),
+    (memory, "stage"),
+    (memory, "zero_rows"),
+    (memory, "zero_rows_from"),
 )
 JITTED = (
     (mosaic_forward, "forward"),
@@ -432,18 +437,19 @@ JITTED = (
 )
 
 
-def _run(programs, q, k, v, layout, problem, deterministic, plan):
+def _run(programs, q, k, v, layout, problem, deterministic, work_list):
     """`mosaic_gpu._run` without a GPU."""
-    mosaic_gpu._check(q, problem)
-    tilings = tuning.tilings(tuning.DEFAULT, max(q.shape[-1], mosaic_gpu.HEAD_SIZES[0]))
+    tilings = tuning.tilings(tuning.TABLES.default, max(q.shape[-1], mosaic_gpu.HEAD_DIMS[0]))
     settings = mosaic_gpu.Settings(problem, deterministic, tilings, programs)
-    return mosaic_gpu.attend(q, k, v, layout, settings, plan)
+    return mosaic_gpu.attend(q, k, v, layout, settings, work_list)
 
 
 @contextlib.contextmanager
 def emulated(programs: int = 3):
     """Within it, `implementation="mosaic_gpu"` runs here, outside of jit, as on a GPU of `programs` multiprocessors."""
-    new: list[tuple[Any, str, Any]] = [(mosaic_gpu, "_run", functools.partial(_run, programs))]
+    here = tuple(dataclasses.replace(backend, supported_on=dispatch.anywhere) for backend in backends.BACKENDS)
+    new: list[tuple[Any, str, Any]] = [(backends, "BACKENDS", here)]
+    new += [(mosaic_gpu, "_run", functools.partial(_run, programs))]
     new += [(module, name, SHIMS[name]) for module in MODULES for name in SHIMS if hasattr(module, name)]
     new += [(module, name, globals()[name]) for module, name in INLINE]
     new += [(module, name, getattr(module, name).__wrapped__) for module, name in JITTED]

@@ -1,11 +1,15 @@
 """Argument checks, dispatch, and memory of the CPU path."""
 
+import types
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_attention, seed_attention
+from pallas_kernels.common import dispatch
+from pallas_kernels.jagged_attention import Mask, RelativeBias, backends, gdpa, jagged_attention, seed_attention
 
 Q = jnp.zeros((32, 2, 16))
 OFFSETS = np.array([0, 8, 32])
@@ -54,7 +58,9 @@ def test_wrong_dense_arguments():
         seed_attention(Q[0], Q, Q, OFFSETS, max_len=24)
 
 
-@pytest.mark.parametrize(("implementation", "message"), [("mosaic_gpu", "Hopper|heads of"), ("triton", "Ampere")])
+@pytest.mark.parametrize(
+    ("implementation", "message"), [("mosaic_gpu", "Hopper"), ("triton", "Ampere|jax-triton|triton")]
+)
 def test_gpu_backends_say_what_they_need(implementation, message):
     if jax.default_backend() == "gpu":
         pytest.skip("this machine may have what they need")
@@ -91,3 +97,77 @@ def test_memory_is_linear_in_tokens():
     assert large - middle <= 2.1 * (middle - small)
     per_token = (large - middle) / (128 * 640)
     assert per_token < 32 * 2 * 16 * 4  # a few dozen copies of a float32 row of q, not a row of scores
+
+
+H100 = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+L4 = types.SimpleNamespace(platform="gpu", compute_capability="8.9")
+T4 = types.SimpleNamespace(platform="gpu", compute_capability="7.5")
+CPU = types.SimpleNamespace(platform="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "request_of", "expected", "warned"),
+    [
+        (H100, dict(), "mosaic_gpu", ""),
+        (H100, dict(dense_keys=12), "triton", "multiple of 8 keys an example, got 12"),
+        (H100, dict(scale=-1.0), "triton", "positive scale"),
+        (L4, dict(), "triton", ""),
+        (T4, dict(), "xla", ""),
+        (T4, dict(head_dim=48), "xla", ""),
+        (CPU, dict(has_bias=True), "xla", ""),
+    ],
+)
+def test_the_fastest_backend_that_can_is_taken(device, request_of, expected, warned, monkeypatch):
+    dispatch._warn_once.cache_clear()
+    monkeypatch.setattr(dispatch, "default_device", lambda: device)
+    monkeypatch.setattr(dispatch, "package_missing", lambda *names: None)
+    request = backends.Request(**dict(dtype=jnp.dtype("bfloat16"), head_dim=128, scale=0.1) | request_of)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        names = {dispatch.choose("gdpa", backends.BACKENDS, request).name for _ in range(2)}
+    assert names == {expected}
+    messages = [str(warning.message) for warning in said]
+    assert len(messages) == bool(warned) and all(warned in message and "gdpa" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "reason"),
+    [
+        (dict(has_bias=True), "no relative bias"),
+        (dict(head_dim=48), "heads of 32, 64, 128, 256, got 48"),
+        (dict(dtype=jnp.dtype("float32")), "bfloat16 and float16, got float32"),
+    ],
+)
+def test_each_faster_backend_that_refuses_is_named_once(request_of, reason, monkeypatch):
+    dispatch._warn_once.cache_clear()
+    monkeypatch.setattr(dispatch, "default_device", lambda: H100)
+    request = backends.Request(**dict(dtype=jnp.dtype("bfloat16"), head_dim=128, scale=0.1) | request_of)
+    with pytest.warns(UserWarning, match=reason) as said:
+        assert dispatch.choose("jagged_attention", backends.BACKENDS, request).name == "xla"
+    assert [name for w in said for name in ("mosaic_gpu", "triton") if f'"{name}"' in str(w.message)] == [
+        "mosaic_gpu",
+        "triton",
+    ]
+    dispatch.choose("jagged_attention", backends.BACKENDS, request)  # a second warning would be an error
+
+
+def test_a_named_backend_runs_or_says_why(monkeypatch):
+    request = backends.Request(jnp.dtype("bfloat16"), 48, 0.1)
+    with pytest.raises(NotImplementedError, match='"mosaic_gpu" cannot run this gdpa: it takes heads of'):
+        dispatch.choose("gdpa", backends.BACKENDS, request, "mosaic_gpu")
+    assert dispatch.choose("gdpa", backends.BACKENDS, request, "reference").name == "reference"
+
+
+def test_missing_packages_are_named():
+    assert (
+        dispatch.package_missing("jax", "no_such_package")
+        == "it needs the package no-such-package, which is not installed."
+    )
+    assert dispatch.package_missing("jax") is None
+
+
+def test_the_default_device_is_the_one_that_jit_uses():
+    second = jax.devices()[-1]
+    with jax.default_device(second):
+        assert dispatch.default_device() == second
+    assert dispatch.default_device() == jax.devices()[0]

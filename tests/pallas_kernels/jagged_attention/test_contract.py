@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_attention, seed_attention
+from pallas_kernels.jagged_attention import Mask, RelativeBias, gdpa, jagged_attention, make_work_list, seed_attention
 from tests.pallas_kernels.jagged_attention import cases, emulator
 from tests.pallas_kernels.jagged_attention.cases import GPU_LENGTHS, LENGTHS, MASKS, Case
 from tests.pallas_kernels.jagged_attention.emulator import emulated
@@ -323,3 +323,65 @@ def test_relative_bias_matches_hstu_definition():
             bucket = int(min(np.log(max(1, abs(following[i] - stamps[j]))) / 0.301, 5))
             score = scale * float(q[i, 0] @ k[j, 0]) + position[length - 1 + j - i] + time[bucket]
             np.testing.assert_allclose(out[i, 0, j], score / (1 + np.exp(-score)) / length, rtol=1e-4, atol=1e-5)
+
+
+EVERYONE = ["reference", "xla", EMULATED, *GPU_BACKENDS]
+
+
+@pytest.mark.parametrize("implementation", EVERYONE)
+@pytest.mark.parametrize(("rows", "batch"), [(0, 0), (0, 3), (32, 0)])
+def test_no_rows_and_no_sequences_give_zeros(rows, batch, implementation):
+    dtype = jnp.float32 if implementation in ("reference", "xla") else jnp.bfloat16
+    packed = jnp.full((rows, 2, 64), jnp.nan, dtype)  # without sequences, rows are padding
+    dense, offsets = jnp.ones((batch, 8, 2, 64), dtype), np.zeros(batch + 1, np.int32)
+    operations = {
+        "jagged_attention": (jagged_attention, (packed,) * 3, packed.shape),
+        "gdpa": (gdpa, (packed, dense, dense), packed.shape),
+        "seed_attention": (seed_attention, (dense[:, :4], packed, packed), (batch, 4, 2, 64)),
+        "shared seeds": (seed_attention, (jnp.ones((4, 2, 64), dtype), packed, packed), (batch, 4, 2, 64)),
+    }
+    for operation, arrays, shape in operations.values():
+
+        def run(name, *arrays, operation=operation):
+            forward = functools.partial(operation, offsets=offsets, max_len=24, implementation=name)
+            out, pull = jax.vjp(forward, *arrays)
+            return out, *pull(out)
+
+        out, *gradients = call(run, implementation, *arrays)
+        assert out.shape == shape and out.dtype == dtype
+        assert [x.shape for x in gradients] == [x.shape for x in arrays]
+        assert not any(np.any(np.asarray(x, np.float32)) for x in (out, *gradients))
+
+
+def test_a_work_list_of_no_sequences_has_no_items():
+    made = make_work_list(np.zeros(1, np.int32), num_rows=32, heads=2, programs=3)
+    assert not np.any(made.by_query[1]) and not np.any(made.by_key[1])
+    assert made.q_gaps[0] == 128 // 8
+
+
+@pytest.mark.parametrize("implementation", EVERYONE)
+def test_targets_outside_the_sequence_count_as_the_nearest_inside(implementation):
+    lengths, size = (0, 20, 70), 64
+    dtype = "float32" if implementation in ("reference", "xla") else "bfloat16"
+    case = Case(lengths, size=size, dtype=dtype)
+    arrays = case.arrays()
+
+    def run(name, *arrays, targets):
+        q, k, v, do = arrays
+        forward = functools.partial(
+            jagged_attention,
+            offsets=case.offsets,
+            lengths=np.array(lengths),
+            max_len=case.longest,
+            num_targets=targets,
+            implementation=name,
+        )
+        out, pull = jax.vjp(forward, q, k, v)
+        return out, *pull(do)
+
+    outside, inside = (
+        call(functools.partial(run, targets=jnp.array(targets)), implementation, *arrays)
+        for targets in ((-1, -3, 71), (0, 0, 70))
+    )
+    for one, other in zip(outside, inside, strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.jagged_attention import mosaic_common, mosaic_memory, mosaic_pipe, mosaic_walk
+from pallas_kernels.hopper import memory
+from pallas_kernels.jagged_attention import mosaic_pipe, mosaic_problem, mosaic_walk
 from tests.pallas_kernels.jagged_attention import emulator
 from tests.pallas_kernels.jagged_attention.cases import Case
 from tests.pallas_kernels.jagged_attention.test_contract import EMULATED, assert_contract
@@ -21,7 +22,7 @@ FAULTS = {
         lambda self, step: emulator.barrier_arrive(self.at.v_free.at[self.slot(step)]),
     ),
     "a sequence's end is not cleaned": (emulator, "zero_rows_from", lambda tile, first: None),
-    "gaps are not zeroed": (mosaic_memory, "zero_gaps", lambda *arguments: None),
+    "gaps are not zeroed": (memory, "zero_gaps", lambda *arguments: None),
     "K and V are given back before the last results have left their tiles": (
         mosaic_walk.Walk,
         "free_last_keys",
@@ -29,8 +30,8 @@ FAULTS = {
     ),
     "dQ is staged before the last one has left": (mosaic_walk.Walk, "claim_staging", lambda self: None),
     "dQ does not wait for the other warpgroup": (mosaic_walk.Walk, "wait_ds", lambda self, step: None),
-    "nothing is masked": (mosaic_common.Problem, "edges", lambda self, *where: (jnp.bool_(False),) * 2),
-    "one step too many is skipped": (mosaic_common.Problem, "all_hidden", lambda self, *where: jnp.bool_(True)),
+    "nothing is masked": (mosaic_problem.Problem, "edges", lambda self, *where: (jnp.bool_(False),) * 2),
+    "one step too many is skipped": (mosaic_problem.Problem, "all_hidden", lambda self, *where: jnp.bool_(True)),
 }
 
 

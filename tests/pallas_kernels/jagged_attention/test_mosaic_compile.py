@@ -77,7 +77,7 @@ def test_registers_are_neither_zeroed_nor_exchanged(tmp_path):
 
 
 def test_layers_share_work_list_compiled_kernels_and_memory():
-    """Without `plan=`, and without anything said: XLA merges the equal lists, jax traces a kernel once, and one layer's
+    """Without `work_list=`, and without anything said: XLA merges the equal lists, jax traces a kernel once, and one layer's
     float32 dQ is zeroed when the last one's is done with."""
     one, three = (_compile("silu", 128, False, "NVIDIA H200", layers) for layers in (1, 3))
     assert three.count("Compiling entry function") == one.count("Compiling entry function") == 2

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels.jagged_attention import triton as backend
+from pallas_kernels.jagged_attention.backends import HEAD_DIMS
 from pallas_kernels.jagged_attention.mask import visible
-from pallas_kernels.jagged_attention.plan import Layout
+from pallas_kernels.jagged_attention.worklist import Layout
 from tests.pallas_kernels.jagged_attention.cases import MASKS, Case
 
 HERE = pathlib.Path(__file__).parent
@@ -59,7 +60,7 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="not installed: triton")
 @pytest.mark.parametrize("capability", SHARED)
-@pytest.mark.parametrize("size", backend.HEAD_SIZES)
+@pytest.mark.parametrize("size", HEAD_DIMS)
 def test_kernels_compile_to_matrix_instructions_and_fit(capability, size):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), *sys.path])}
     command = [sys.executable, str(HERE / "compile_for_triton.py"), str(capability), str(size)]

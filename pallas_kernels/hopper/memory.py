@@ -152,7 +152,7 @@ def in_order(staged: Array) -> Array:
 
 
 def zero_gaps(gaps, refs, programs: int):
-    """Zero this program's share of the groups of 8 rows that no item covers (see `plan.Plan`).
+    """Zero this program's share of the groups of 8 rows that no item of a work list covers.
 
     For the copy warpgroup, which has done its loads before the others have used them.
 

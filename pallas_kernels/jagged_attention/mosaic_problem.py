@@ -1,4 +1,4 @@
-"""Pieces shared by the Hopper kernels: items of the work list, masks, score functions.
+"""What the Hopper attention kernels compute: items of the work list, masks, score functions.
 
 Layout rules of the kernels: sequences start at multiples of 8 rows (a swizzled TMA tile is 8 rows);
 a tile may run past its sequence into other rows, which are masked, and zeroed in shared memory where
@@ -13,27 +13,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.hopper.program import hidden_zero, iota
 from pallas_kernels.jagged_attention import tiles
 from pallas_kernels.jagged_attention.mask import Mask, key_bounds, visible
 
-WARPGROUPS = 2  # compute warpgroups of a program, 64 rows each; a third one moves data
-ROWS = 64  # rows of a warpgroup: the M of a wgmma
-# Registers a thread of (compute, copy) warpgroups. A program of three warpgroups starts with 3 * 168;
-# asking for more than those 504 in all hangs.
-FORWARD_REGISTERS = 232, 40
-BACKWARD_REGISTERS = 240, 24
 LOG2_E = 1.4426950408889634
-PARAMS = plgpu.CompilerParams(
-    approx_math=True,
-    # No warpgroup barrier around every store to shared memory (four of a backward step's seven). Safe, since what a
-    # warpgroup stores there other threads read only after `commit_smem` and a barrier, and it stores there again
-    # only after they have arrived at another.
-    unsafe_no_auto_barriers=True,
-    lowering_semantics=plgpu.LoweringSemantics.Lane,
-    reduction_scratch_bytes=0,  # row reductions of a wgmma accumulator stay inside a warp
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +94,7 @@ class Problem:
 
 
 class Item(NamedTuple):
-    """A row of the work list; the fields of `plan.FIELDS`."""
+    """A row of the work list; the fields of `worklist.FIELDS`."""
 
     q_start: Array
     q_length: Array
@@ -129,106 +114,6 @@ class Visit(NamedTuple):
     number: Array
 
 
-def _reader(table, problem: Problem, programs: int):
-    """number -> this program's item of that number (the last one beyond the table).
-
-    Fields that the problem cannot tell apart are read once, to save registers.
-    """
-    rounds = table.shape[1] // programs
-    program = lax.axis_index("program")
-
-    def read(number):
-        column = jnp.minimum(number, rounds - 1) * programs + program
-        q_start, q_length = table[0, column], table[1, column]
-        kv_start, kv_length = q_start, q_length
-        if problem.mask is None:
-            kv_start, kv_length = table[2, column], table[3, column]
-        history = table[4, column] if problem.has_targets else q_length
-        return Item(q_start, q_length, kv_start, kv_length, history, table[5, column], table[6, column])
-
-    return read, rounds
-
-
-def item_loop(table, problem: Problem, programs: int, steps_of, body):
-    """body(visit) for each item of this program; the next one's row of the table is read before."""
-    read, rounds = _reader(table, problem, programs)
-
-    def step(number, carry):
-        item, before = carry
-        following = read(number + 1)
-        steps = jnp.where(item.q_length > 0, steps_of(item), 0)
-        pl.when(steps > 0)(lambda: body(Visit(item, steps, before, number)))
-        return following, before + steps
-
-    lax.fori_loop(0, rounds, step, (read(0), jnp.int32(0)))
-
-
-def linked_item_loop(table, problem: Problem, programs: int, steps_of, begin, body):
-    """As `item_loop`, for items that overlap: state = begin(first visit), then state = body(visit, next visit,
-    state) for each; the visit after the last one has 0 steps.
-
-    A loop of its own, since the compiler serialises the matmuls of the other kernels in this form, and these
-    in the other.
-    """
-    read, rounds = _reader(table, problem, programs)
-
-    def visit_of(number, before):
-        item = read(number)
-        exists = (number < rounds) & (item.q_length > 0)  # empty columns come last
-        return Visit(item, jnp.where(exists, steps_of(item), 0), before, number)
-
-    def step(carry):
-        visit, state = carry
-        following = visit_of(visit.number + 1, visit.before + visit.steps)
-        return following, body(visit, following, state)
-
-    first = visit_of(jnp.int32(0), jnp.int32(0))
-
-    @pl.when(first.steps > 0)
-    def _():
-        lax.while_loop(lambda carry: carry[0].steps > 0, step, (first, begin(first)))
-
-
-def working_steps(steps, nothing, first_hidden, last_hidden):
-    """(first, end) of the steps in which a warpgroup has work; in the others it only keeps the barriers going.
-
-    At a mask's edges a step may be the other warpgroup's alone, and the last rows of a sequence may fill one.
-
-    Args:
-      steps: of the item, for both.
-      nothing: has this warpgroup no rows in the sequence?
-      first_hidden, last_hidden: does it see nothing in the first, in the last step?
-    """
-    first = jnp.where(nothing, steps, jnp.where(first_hidden, 1, 0))
-    return first, jnp.maximum(first, steps - jnp.where(last_hidden, 1, 0))
-
-
-def loop_over_steps(steps, first, end, work, idle):
-    """work(step) from `first` to `end`, idle(step) before and after: three loops, so that the middle one has no branch."""
-
-    def plain(action):
-        def body(step, carry):
-            action(step)
-            return carry
-
-        return body
-
-    lax.fori_loop(0, first, plain(idle), ())
-    lax.fori_loop(first, end, plain(work), ())
-    lax.fori_loop(end, steps, plain(idle), ())
-
-
-def hidden_zero(item: Item):
-    """0 that the compiler cannot see. Addresses that include it are recomputed where they are used;
-    otherwise dozens of shared-memory descriptors are hoisted out of the loops and spilled (444 bytes of
-    spills in the backward kernel cost 30 % of its speed)."""
-    return lax.shift_right_logical(item.head, 24)
-
-
-def iota(shape, axis: int, start=0):
-    return start + plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
-
-
 def hide(problem: Problem, item: Item, values, blank: float, row, rows: int, key, keys: int, query_axis: int = 0):
     """values (a tuple of [rows, keys], or [keys, rows] for query_axis 1), `blank` where a query does not see a key.
 
@@ -240,7 +125,7 @@ def hide(problem: Problem, item: Item, values, blank: float, row, rows: int, key
     tail = row + rows > item.q_length if query_axis == 1 else False
     if problem.two_edges and query_axis == 0:
         # As if it depended on the step: else every query's bound less every key's place is hoisted, and spilled.
-        row = row + hidden_zero(item) * key
+        row = row + hidden_zero(item.head) * key
 
     def masked(edges):
         query, place = iota(shape, query_axis, row), iota(shape, 1 - query_axis, key)

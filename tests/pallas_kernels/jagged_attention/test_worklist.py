@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.jagged_attention import Mask, make_plan, plan, tiles
+from pallas_kernels.jagged_attention import Mask, make_work_list, tiles, worklist
 from pallas_kernels.jagged_attention.mask import visible
-from pallas_kernels.jagged_attention.mosaic_common import Item, Problem
+from pallas_kernels.jagged_attention.mosaic_problem import Item, Problem
 from tests.pallas_kernels.jagged_attention.cases import MASKS
 
 
@@ -59,28 +59,28 @@ def test_hidden_tiles_hold_no_visible_pair(name, num_targets):
 
 
 @pytest.mark.parametrize("mask", [Mask(), Mask(window=100)])
-def test_plan_has_each_tile_once_and_is_balanced(mask):
+def test_work_list_has_each_tile_once_and_is_balanced(mask):
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(size=32) * 0.8) * 600, 0, 2048).astype(np.int32)
     lengths[3] = 0
     offsets = np.concatenate([[0], np.cumsum(-(-lengths // 8) * 8)]).astype(np.int32)
     heads, kv_heads, programs = 4, 2, 12
-    made = make_plan(
+    made = make_work_list(
         offsets, lengths, num_rows=int(offsets[-1]) + 40, heads=heads, kv_heads=kv_heads, mask=mask, programs=programs
     )
     for table, count in ((made.by_query, heads), (made.by_key, kv_heads)):
         table = np.asarray(table)
-        rows = dict(zip(plan.FIELDS, table, strict=True))
+        rows = dict(zip(worklist.FIELDS, table, strict=True))
         used = rows["q_length"] > 0
         items = {tuple(x) for x in table[[0, 5, 6]][:, used].T.tolist()}
         expected = {
             (int(start), row, head)
             for start, length in zip(offsets, lengths, strict=False)
-            for row in range(0, length, plan.TILE)
+            for row in range(0, length, worklist.TILE)
             for head in range(count)
         }
         assert items == expected and used.sum() == len(expected)
-        cost = np.where(used, plan.ITEM_OVERHEAD + rows["row"] + plan.TILE, 0).reshape(-1, programs).sum(0)
+        cost = np.where(used, worklist.ITEM_OVERHEAD + rows["row"] + worklist.TILE, 0).reshape(-1, programs).sum(0)
         if table is made.by_query and mask.window is None:
             assert cost.max() < 1.02 * cost.mean()
         by_program = used.reshape(-1, programs)
@@ -89,13 +89,13 @@ def test_plan_has_each_tile_once_and_is_balanced(mask):
     assert gaps[0] == 5 and np.all(gaps[1:6] == offsets[-1] // 8 + np.arange(5))
 
 
-def test_cross_plan_has_each_tile_once_and_empty_columns_last():
+def test_cross_work_list_has_each_tile_once_and_empty_columns_last():
     lengths = jnp.array([0, 500, 129, 1000, 1], jnp.int32)
     starts = jnp.array([0, 0, 504, 640, 1640], jnp.int32)
     keys = 256
-    layout = plan.Layout(starts, lengths, jnp.arange(5) * keys, jnp.where(lengths > 0, keys, 0), lengths)
+    layout = worklist.Layout(starts, lengths, jnp.arange(5) * keys, jnp.where(lengths > 0, keys, 0), lengths)
     programs, heads = 12, 3
-    made = plan.plan_of(
+    made = worklist.work_list_of(
         layout, q_rows=1648, kv_rows=5 * keys, heads=heads, kv_heads=heads,
         mask=None, has_targets=False, programs=programs,
     )  # fmt: skip
@@ -106,7 +106,7 @@ def test_cross_plan_has_each_tile_once_and_empty_columns_last():
         expected = {
             (int(layout.q_start[b]), row, head)
             for b, count in enumerate(counts)
-            for row in range(0, int(count), plan.TILE)
+            for row in range(0, int(count), worklist.TILE)
             for head in range(heads)
         }
         items = [tuple(x) for x in table[[0, 5, 6]][:, used].T.tolist()]
@@ -115,8 +115,8 @@ def test_cross_plan_has_each_tile_once_and_empty_columns_last():
         assert np.all(by_program[:-1] >= by_program[1:])  # a program stops at its first empty column
 
 
-def test_plan_is_built_under_jit():
+def test_work_list_is_built_under_jit():
     offsets = jnp.array([0, 8, 32])
-    eager = make_plan(offsets, num_rows=32, heads=2)
-    jitted = jax.jit(lambda o: make_plan(o, num_rows=32, heads=2))(offsets)
+    eager = make_work_list(offsets, num_rows=32, heads=2)
+    jitted = jax.jit(lambda o: make_work_list(o, num_rows=32, heads=2))(offsets)
     jax.tree.map(np.testing.assert_array_equal, eager, jitted)

@@ -16,8 +16,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm
 
-from pallas_kernels.jagged_attention.mosaic_common import ROWS
-from pallas_kernels.jagged_attention.mosaic_memory import swizzle_of, tiled
+from pallas_kernels.hopper.memory import swizzle_of, tiled
+from pallas_kernels.hopper.program import ROWS
 
 DEPTH = 16  # of one instruction, in elements of 16 bits
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pallas_kernels.common import dispatch
 from pallas_kernels.jagged_attention import tiles
 from pallas_kernels.jagged_attention.mask import Mask
 
@@ -28,21 +29,23 @@ ITEM_OVERHEAD = 256  # fixed cost of an item, in key rows: prologue, epilogue, p
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class WorkList:
     """Work lists of one batch layout.
 
     Attributes:
-      by_query: tiles of queries (forward, dq).
-      by_key: tiles of keys (dk, dv).
-      programs, mask: what it was made for (static).
-      q_gaps, kv_gaps: int32 [1 + T / 8]: how many groups of 8 rows belong to no sequence, then their
-        numbers; results there are set to 0.
+      by_query: int32 [fields, rounds * programs], tiles of queries (forward, dq).
+      by_key: likewise, tiles of keys (dk, dv).
+      q_gaps: int32 [1 + T / 8]: how many groups of 8 rows of q belong to no sequence, then their numbers; results there
+        are set to 0.
+      kv_gaps: likewise of k and v.
+      programs: multiprocessors it was made for (static).
+      mask: what it was made for (static); None is cross attention.
     """
 
-    by_query: Array
-    by_key: Array
-    q_gaps: Array
-    kv_gaps: Array
+    by_query: Any  # of the array fields: transformations also put cotangents and tracers there
+    by_key: Any
+    q_gaps: Any
+    kv_gaps: Any
     programs: int = dataclasses.field(metadata=dict(static=True))
     mask: Mask | None = dataclasses.field(metadata=dict(static=True))
 
@@ -63,8 +66,8 @@ FIELDS = (*Layout._fields, "row", "head")
 @functools.partial(
     jax.jit, static_argnames=("q_rows", "kv_rows", "heads", "kv_heads", "mask", "has_targets", "programs")
 )
-def plan_of(layout: Layout, *, q_rows, kv_rows, heads, kv_heads, mask, has_targets, programs) -> Plan:
-    """`make_plan` for any layout; mask None is cross attention."""
+def work_list_of(layout: Layout, *, q_rows, kv_rows, heads, kv_heads, mask, has_targets, programs) -> WorkList:
+    """`make_work_list` for any layout; mask None is cross attention."""
     common = dict(mask=mask, has_targets=has_targets)
     by_query = tile_table(layout, tiled="q", num_rows=q_rows, heads=heads, **common)
     by_key = tile_table(layout, tiled="kv", num_rows=kv_rows, heads=kv_heads, **common)
@@ -72,7 +75,7 @@ def plan_of(layout: Layout, *, q_rows, kv_rows, heads, kv_heads, mask, has_targe
     same = mask is not None
     kv_gaps = q_gaps if same else _gaps(layout.kv_start, layout.kv_length, kv_rows)
     by_query, by_key = (_balance if same else _in_turns)([by_query, by_key], programs)
-    return Plan(by_query, by_key, q_gaps, kv_gaps, programs, mask)
+    return WorkList(by_query, by_key, q_gaps, kv_gaps, programs, mask)
 
 
 def _gaps(starts, lengths, num_rows):
@@ -87,7 +90,7 @@ def _gaps(starts, lengths, num_rows):
     return jnp.concatenate([ends[-1:], numbers]).astype(jnp.int32)
 
 
-def make_plan(
+def make_work_list(
     offsets: Array | np.ndarray,
     lengths: Array | np.ndarray | None = None,
     *,
@@ -97,8 +100,8 @@ def make_plan(
     mask: Mask = Mask(),  # noqa: B008 (frozen)
     num_targets: Array | None = None,
     programs: int | None = None,
-) -> Plan:
-    """Work lists for `jagged_attention(..., plan=)` with the same arguments.
+) -> WorkList:
+    """Work lists for `jagged_attention(..., work_list=)` with the same arguments.
 
     Args:
       offsets, lengths, num_targets, mask: as given to `jagged_attention`.
@@ -106,20 +109,25 @@ def make_plan(
       heads, kv_heads: H and Hkv (None: H).
       programs: multiprocessors of the GPU; None: of this process's GPU, or 132 (H100 and H200 SXM).
     """
+    has_targets = num_targets is not None
     offsets = jnp.asarray(offsets, jnp.int32)
     starts = offsets[:-1]
     lengths = jnp.diff(offsets) if lengths is None else jnp.asarray(lengths, jnp.int32)
-    history = lengths if num_targets is None else lengths - jnp.asarray(num_targets, jnp.int32)
+    if starts.shape[0] == 0:  # as one empty sequence
+        starts, lengths, num_targets = (jnp.zeros(1, jnp.int32) for _ in range(3))
+    history = lengths
+    if num_targets is not None:
+        history = lengths - jnp.clip(jnp.asarray(num_targets, jnp.int32), 0, lengths)
     layout = Layout(starts, lengths, starts, lengths, history)
-    return plan_of(
+    return work_list_of(
         layout,
         q_rows=padded_rows(num_rows),
         kv_rows=padded_rows(num_rows),
         heads=heads,
         kv_heads=kv_heads or heads,
         mask=mask,
-        has_targets=num_targets is not None,
-        programs=programs or getattr(jax.devices()[0], "core_count", PROGRAMS),
+        has_targets=has_targets,
+        programs=programs or getattr(dispatch.default_device(), "core_count", PROGRAMS),
     )
 
 
