@@ -1,63 +1,63 @@
 """One tree of frozen dataclasses says everything about a run; configs/*.py build it, the command line overrides it.
 
-python -m gem_jax.train configs/gem_debug.py train.seed=1 batch.examples=256
+    python -m gem_jax.train configs/gem_debug.py train.seed=1 batch.examples=256
+    python -m gem_jax.train configs/gem_debug.py:no_pyramid                        a variant: another function of the file
 """
 
 import contextlib
 import dataclasses
 import importlib.util
 import io
+import math
 import pathlib
+import sys
+import types
 import typing
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
-from gem_jax.data.criteo import CriteoConfig
-from gem_jax.data.frappe import FrappeConfig
-from gem_jax.data.loader import BatchConfig
-from gem_jax.data.movielens import MovieLensConfig, SasRecConfig
-from gem_jax.data.parquet import ParquetConfig
-from gem_jax.data.synthetic import SyntheticConfig
-from gem_jax.embedding.sharded import TablesConfig
-from gem_jax.models import ModelConfig
+from gem_jax.checkpoint.config import CheckpointConfig
+from gem_jax.data.packing import BatchConfig
+from gem_jax.data.source import DataConfig
+from gem_jax.embedding.config import TablesConfig
+from gem_jax.errors import UserError
+from gem_jax.models.outputs import ModelConfig
 from gem_jax.parallel.mesh import MeshConfig
+from gem_jax.precision.policy import Policy
+from gem_jax.training.objective import MultiTaskConfig, ObjectiveConfig
 from gem_jax.training.optimizer import OptimizerConfig
 
-type DataConfig = SyntheticConfig | ParquetConfig | CriteoConfig | FrappeConfig | MovieLensConfig | SasRecConfig
+TYRO = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 
-_TYRO_CONFIG = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+ENTRY = "get_config"
+"""The function of a config file that is called where no variant is named."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The user's configuration is wrong; the message is one sentence naming the field and what to change."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    epochs: float = 1.0
+    """How long a run trains, in which order, and when it is evaluated."""
+
+    epochs: int | float = 1.0
     """Passes over the training examples; a fraction is allowed."""
     eval_every: int | None = None
     """Evaluate each time this many more examples were trained on; None evaluates only at the end."""
     eval_examples: int | None = None
     """Evaluate on at most this many examples; None takes the whole split."""
-    checkpoint_every: int | None = None
-    """Save each time this many more examples were trained on; None saves only at the end and on interruption."""
-    task_weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Weight of a task's loss; 1 for a task not named."""
-    domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Weight of a domain's examples in the loss; 1 for a domain not named."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What matrix products compute in; parameters, reductions and losses stay float32."""
     seed: int = 0
     """Seeds parameters, dropout and the order of examples."""
     shuffle: bool = True
     """Shuffle the training examples; off keeps the stream's order in time."""
 
     def __post_init__(self):
-        for name in ("epochs", "eval_every", "eval_examples", "checkpoint_every"):
+        for name in ("epochs", "eval_every", "eval_examples"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ConfigError(f"train.{name}={value} must be positive")
         if self.seed < 0:
             raise ConfigError(f"train.seed={self.seed} must not be negative")
@@ -65,86 +65,204 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
+    """Everything about a run. The kinds of data, model and objective are open: any frozen dataclass with the right methods."""
+
     name: str
     """Name of the run: its folder is <runs_dir>/<name>."""
     data: DataConfig
+    """Where examples come from."""
     model: ModelConfig
+    """What scores them."""
     batch: BatchConfig
+    """How many of them one device takes at a time."""
+    objective: ObjectiveConfig = dataclasses.field(default_factory=MultiTaskConfig)
+    """What is minimised."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    """How it is minimised."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    """For how long."""
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    """When it is saved."""
+    precision: Policy = dataclasses.field(default_factory=Policy)
+    """In which dtypes."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """On which arrangement of devices."""
     tables: TablesConfig = dataclasses.field(default_factory=TablesConfig)
+    """How embedding tables lie on them."""
     runs_dir: str = "runs"
     """Folder that holds the runs."""
 
     def __post_init__(self):
-        if not self.name or "/" in self.name:
-            raise ConfigError(f"name='{self.name}' must be the name of a folder, without '/'")
+        if (
+            not self.name.strip()
+            or self.name != self.name.strip()
+            or self.name in (".", "..")
+            or any(c in "/\\" or not c.isprintable() for c in self.name)
+        ):
+            raise ConfigError(f"name={self.name!r} must be the name of a folder: without '/', and not '.' or '..'")
+        _check_finite(self, "")
 
     def replace(self, **changes: Any) -> "Config":
+        """A copy with other values of top-level fields."""
         return dataclasses.replace(self, **changes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The tree as JSON-able dicts, with each dataclass's name under "kind"."""
-        return _to_dict(self)
+
+def _check_finite(value: Any, field: str) -> None:
+    """No number anywhere in the tree may be NaN or infinite: it would train in silence, or end in JSON that nobody reads."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{field}={value} must be a finite number")
+    for name, inner in _members(value):
+        _check_finite(inner, f"{field}.{name}" if field else str(name))
 
 
-def _to_dict(value: Any) -> Any:
+def _members(value: Any) -> list[tuple[Any, Any]]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **fields}
-    if isinstance(value, tuple | list):
-        return [_to_dict(v) for v in value]
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
     if isinstance(value, dict):
-        return {k: _to_dict(v) for k, v in value.items()}
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, tuple | list) else []
+
+
+# --- as JSON --------------------------------------------------------------------------------------------------------------------
+
+
+def to_dict(value: Any) -> Any:
+    """A tree of dataclasses as JSON-able dicts, with each dataclass's name under "kind".
+
+    A class that is not of gem_jax, such as a model of the user's own, also gets "defined_in": the file that defines it.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = {"kind": type(value).__name__}
+        if not type(value).__module__.startswith("gem_jax."):
+            kind["defined_in"] = getattr(sys.modules.get(type(value).__module__), "__file__", type(value).__module__)
+        return kind | {name: to_dict(inner) for name, inner in _members(value)}
+    if isinstance(value, tuple | list):
+        return [to_dict(v) for v in value]
+    return {k: to_dict(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def from_dict(tree: dict[str, Any], classes: Sequence[type] = ()) -> Any:
+    """The inverse of `to_dict`; a field that the tree lacks keeps its default.
+
+    Args:
+      tree: of a dataclass, a `Config` for one.
+      classes: of the user's own, which the tree may name beside those of gem_jax.
+
+    Raises:
+      ConfigError: a kind or field is unknown, or one without default is missing.
+    """
+    known = {c.__name__: c for c in (*_kinds(), *classes)}
+    try:
+        return _from_tree(tree, Any, known, "")
+    except ConfigError:
+        raise
+    except UserError as error:  # a dataclass's own check of its values
+        raise ConfigError(str(error)) from error
+
+
+def _kinds() -> list[type]:
+    """Every dataclass of gem_jax that a config may hold."""
+    from gem_jax.bench.data import BenchDataConfig
+    from gem_jax.data import criteo, frappe, movielens, parquet, schema, synthetic
+    from gem_jax import models
+
+    modules = (criteo, frappe, movielens, parquet, schema, synthetic, models, models.gem)
+    found = [c for module in modules for c in vars(module).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
+    others = [BatchConfig, CheckpointConfig, Config, MeshConfig, MultiTaskConfig, OptimizerConfig, Policy, TablesConfig]
+    return [*found, *others, TrainConfig, BenchDataConfig]
+
+
+def _from_tree(value: Any, hint: Any, known: dict[str, type], field: str) -> Any:
+    if isinstance(value, dict) and "kind" in value:
+        return _dataclass_from(value, known, field)
+    if isinstance(value, dict):
+        inner = (typing.get_args(hint) or (Any, Any))[1]
+        return {k: _from_tree(v, inner, known, f"{field}.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return tuple(_from_tree(v, Any, known, f"{field}.{i}") for i, v in enumerate(value))
     return value
 
 
-def from_command_line(arguments: list[str]) -> tuple[pathlib.Path, Config, bool]:
-    """`<config.py> [a.b=value ...] [--resume] [--help]` as (path, config, resume); --help prints all fields and exits.
+def _dataclass_from(tree: dict[str, Any], known: dict[str, type], field: str) -> Any:
+    kind = known.get(tree["kind"])
+    if kind is None:
+        where = f"; it is defined in {tree['defined_in']}" if "defined_in" in tree else ""
+        raise ConfigError(f"{field or 'the config'} is a '{tree['kind']}', which gem_jax does not have{where}")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    given = {k: v for k, v in tree.items() if k not in ("kind", "defined_in")}
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"unknown field '{name}' of {field or 'the config'}; {kind.__name__} has {', '.join(names)}")
+    for f in dataclasses.fields(kind):
+        has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        if f.name not in given and not has_default:
+            raise ConfigError(f"field '{f.name}' of {field or 'the config'} is missing")
+    return kind(**{k: _from_tree(v, hints[k], known, f"{field}.{k}" if field else k) for k, v in given.items()})
 
-    Raises:
-      ConfigError: no config is named, or as `load` says.
-    """
-    flags = [a for a in arguments if a.startswith("-")]
-    words = [a for a in arguments if not a.startswith("-")]
-    unknown = set(flags) - {"--resume", "--help", "-h"}
-    if unknown:
-        raise ConfigError(f"unknown flag {sorted(unknown)[0]}; there are --resume and --help, and fields as a.b=value")
-    wants_help = "--help" in flags or "-h" in flags
-    if not words and wants_help:
-        words = [str(pathlib.Path(__file__).parents[1] / "configs" / "gem_debug.py")]
-    if not words or "=" in words[0]:
-        raise ConfigError("name a config first, e.g. python -m gem_jax.train configs/gem_debug.py batch.examples=256")
-    config = load(words[0], words[1:])
-    if wants_help:
-        _print_help(config)
-    return pathlib.Path(words[0]), config, "--resume" in flags
+
+# --- from files and command lines -------------------------------------------------------------------------------------------------
 
 
 def load(path: str | pathlib.Path, overrides: list[str] | None = None) -> Config:
-    """The config that `path`'s `get_config()` returns, with `a.b=value` overrides applied.
+    """The config that a file's `get_config()` returns, or that another of its functions does, with `a.b=value` overrides applied.
+
+    Args:
+      path: a Python file, `configs/gem_debug.py`; with a function after a colon a variant, `configs/gem_debug.py:no_pyramid`.
+      overrides: see `override`.
 
     Raises:
-      ConfigError: no such file, one that fails or makes no config, an unknown field, or a value that its field cannot take.
+      ConfigError: no such file or variant, a file that fails or makes no config, an unknown field, or a value that its field
+        cannot take.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ConfigError(f"config file '{path}' does not exist; name one of configs/*.py")
-    spec = importlib.util.spec_from_file_location(f"gem_config_{path.stem}", path)
+    file, _, variant = str(path).partition(":")
+    module = _module_of(pathlib.Path(file))
+    function = getattr(module, variant or ENTRY, None)
+    names = variants(module)
+    if not callable(function) or (variant and variant not in names):
+        if not variant:
+            raise ConfigError(f"config file '{file}' has no function {ENTRY}() that returns a Config; add one")
+        raise ConfigError(f"config file '{file}' has no variant '{variant}'; it has {', '.join(names) or 'none'}")
+    config = _called(function, file)
+    if not isinstance(config, Config):
+        raise ConfigError(f"config file '{file}' has no function {variant or ENTRY}() that returns a Config; add one")
+    return override(config, overrides or [])
+
+
+def variants(module: types.ModuleType) -> list[str]:
+    """Names of a config file's own public functions that say that they return a Config, `get_config` left out."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, types.FunctionType)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+        and name != ENTRY
+        and typing.get_type_hints(value).get("return") is Config
+    ]
+
+
+def _module_of(file: pathlib.Path) -> types.ModuleType:
+    if not file.is_file():
+        raise ConfigError(f"config file '{file}' does not exist; name one of configs/*.py")
+    name = f"gem_config_{file.resolve().as_posix()}"
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"config file '{path}' is not a Python file; name one of configs/*.py")
+        raise ConfigError(f"config file '{file}' is not a Python file; name one of configs/*.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where the types of the file's own dataclasses are looked up
+    _called(lambda: spec.loader.exec_module(module), str(file))
+    return module
+
+
+def _called(function: Callable[[], Any], file: str) -> Any:
+    """What a part of the user's file returns; whatever it raises is the user's to correct."""
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config() if hasattr(module, "get_config") else None
+        return function()
     except ConfigError:
         raise
     except Exception as error:  # the file is the user's own program and may raise anything
-        raise ConfigError(f"config file '{path}' fails with {type(error).__name__}: {error}; correct it") from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"config file '{path}' has no function get_config() that returns a Config; add one")
-    return override(config, overrides or [])
+        raise ConfigError(f"config file '{file}' fails with {type(error).__name__}: {error}; correct it") from error
 
 
 def override(config: Config, assignments: list[str]) -> Config:
@@ -160,10 +278,12 @@ def override(config: Config, assignments: list[str]) -> Config:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"'{assignment}' is not an override; write field=value, e.g. batch.examples=256")
-        changes[name] = _value(name, text, _type_of(config, name))
+        changes[name] = parse_value(f"config field '{name}'", text, _type_of(config, name))
     try:
         return _changed(config, changes)
-    except ValueError as error:  # a config's own check of its values
+    except ConfigError:
+        raise
+    except UserError as error:  # a config's own check of its values
         raise ConfigError(str(error)) from error
 
 
@@ -188,16 +308,20 @@ def _type_of(config: Config, name: str) -> Any:
     return hint
 
 
-def _value(name: str, text: str, hint: Any) -> Any:
-    """`text` as a value of type `hint`."""
+def parse_value(what: str, text: str, hint: Any) -> Any:
+    """`text` as a value of type `hint`; a tuple's values are separated by commas.
+
+    Raises:
+      ConfigError: it is none; `what` says of which field.
+    """
     words = [v for v in text.split(",") if v] if typing.get_origin(hint) is tuple else [text]
     holder = dataclasses.make_dataclass("Holder", [("value", hint)])
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # our own sentence takes the place of tyro's box
-            return tyro.cli(holder, args=["--value", *words], config=_TYRO_CONFIG).value
+            return tyro.cli(holder, args=["--value", *words], config=TYRO).value
     except SystemExit as error:
         wanted = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
-        raise ConfigError(f"config field '{name}' cannot be '{text}'; it takes {wanted}") from error
+        raise ConfigError(f"{what} cannot be '{text}'; it takes {wanted}") from error
 
 
 def _changed(node: Any, changes: dict[str, Any]) -> Any:
@@ -213,16 +337,3 @@ def _changed(node: Any, changes: dict[str, Any]) -> Any:
     if isinstance(node, tuple):
         return tuple(_changed(x, parts[str(i)]) if str(i) in parts else x for i, x in enumerate(node))
     return dataclasses.replace(node, **{key: _changed(getattr(node, key), inner) for key, inner in parts.items()})
-
-
-def _print_help(config: Config) -> None:
-    """Prints every field with its meaning and its value in `config`, and exits."""
-    tyro.cli(
-        Config,
-        default=config,
-        args=["--help"],
-        prog="python -m gem_jax.train <config.py>",
-        description="Fields of the config; change one with a.b=value, continue a run with --resume.",
-        config=_TYRO_CONFIG,
-        use_underscores=True,
-    )

@@ -4,39 +4,12 @@ Names are paths: `dense/layers/0/fmb/y/value` with the optimizer's `.../mu` and 
 `tables/ad/accumulator`, `optimizer/count`, `step`, `key` (the random key's numbers), `base_logits`.
 """
 
-import dataclasses
 import fnmatch
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 
-from gem_jax.nn.parameters import Names
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ArraySpec:
-    """What a program wants an array to be.
-
-    Attributes:
-      shape: of the whole array.
-      dtype: of its elements.
-      sharding: where today's plan keeps it; the one thing here that depends on a mesh.
-      axes: for each axis the names of its places, or None where they mean nothing outside the layer.
-      grows: whether it holds the rows of a table, of which there may be more than when it was saved.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    sharding: jax.sharding.Sharding
-    axes: tuple[Names | None, ...]
-    grows: bool = False
-
-    def __post_init__(self):
-        assert len(self.axes) == len(self.shape), (self.axes, self.shape)
-        self.sharding.shard_shape(
-            self.shape
-        )  # raises where the mesh does not divide it: that would pass for damage later
+from gem_jax.parallel.arrays import ArraySpec
 
 
 @runtime_checkable

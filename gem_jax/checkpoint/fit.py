@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gem_jax.checkpoint.arrays import ArraySpec
 from gem_jax.checkpoint.errors import CheckpointError
 from gem_jax.checkpoint.manifest import SavedArray
 from gem_jax.checkpoint.store import Read
+from gem_jax.parallel.arrays import ArraySpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

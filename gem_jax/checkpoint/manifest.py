@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-from gem_jax.checkpoint.arrays import ArraySpec
 from gem_jax.checkpoint.errors import CheckpointError, Damage
 from gem_jax.nn.parameters import Names
+from gem_jax.parallel.arrays import ArraySpec
 
 FORMAT = 1
 """Format 0, before there were manifests, kept arrays by their places on a mesh and cannot be read any more."""

@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "optimizer.warmup": "the learning rate's course",
     "optimizer.final": "the learning rate's course",
     "data.path": "where the data are; that they are the same is seen by their identity",
+    "data.columns.*": "the schema's members are found by their names",
 }
 """Pattern of a config field -> why a run may go on with another value. What is not named here may not change."""
 
@@ -60,8 +61,6 @@ def compare(manifest: Manifest, config: Mapping[str, Any], data: Mapping[str, Ma
     Raises:
       CheckpointError: something else has changed: the sentence names it with both values.
     """
-    from gem_jax.config import differences
-
     config, data = as_json(config), as_json(data)
     _check_data(manifest.data.get("train"), data.get("train"))
     changes = [
@@ -77,6 +76,16 @@ def compare(manifest: Manifest, config: Mapping[str, Any], data: Mapping[str, Ma
             )
         changes.append(Change(field=field, old=old, new=new))
     return tuple(changes)
+
+
+def differences(old: Any, new: Any, field: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted field -> (old, new) of two trees of dicts, where they differ; None for what is on one side alone. Lists are leaves."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return {} if old == new else {field: (old, new)}
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+        found |= differences(old.get(key), new.get(key), f"{field}.{key}" if field else str(key))
+    return found
 
 
 def may_change(field: str) -> bool:

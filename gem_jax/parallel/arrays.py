@@ -23,3 +23,6 @@ class ArraySpec:
     sharding: jax.sharding.Sharding
     axes: tuple[tuple[str, ...] | None, ...]
     grows: bool = False
+
+    def __post_init__(self):
+        assert len(self.axes) == len(self.shape), (self.axes, self.shape)
