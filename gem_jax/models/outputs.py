@@ -4,11 +4,10 @@ Shape letters: B examples, N tasks, R size of a representation.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
@@ -26,8 +25,8 @@ class Outputs:
       representations: name -> [B, R], vectors or further logits that objectives, transfer and serving read by name.
     """
 
-    logits: Float[Array, "B N"]
-    representations: dict[str, Array] = dataclasses.field(default_factory=dict)
+    logits: Any  # of arrays, tracers or abstract shapes, as JAX rebuilds it with each
+    representations: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable

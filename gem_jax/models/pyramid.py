@@ -318,7 +318,7 @@ class HistorySummary(nnx.Module):
         tokens = checkpoint_name(tokens, tags.ACTIVATION)
         return tokens.swapaxes(0, 1).reshape(batch, len(self.names), width)
 
-    def _queries(self, x_sum: Float[Array, "B m D"]) -> Float[Array, "M*B n H K"]:
+    def _queries(self, x_sum: Float[Array, "B m D"]) -> Float[Array, "_ n H K"]:
         batch, _, width = x_sum.shape
         targets = jnp.broadcast_to(self.policy.cast(self.norm(x_sum)), (self.num_modules, *x_sum.shape))
         seeds = cast_weight(self.seeds, self.policy)

@@ -120,7 +120,7 @@ move_rows.defvjp(
 )
 
 
-def _row_of(layout: Layout, example: Int[Array, " R"], position: Int[Array, " R"], keep: Bool[Array, " R"]):
+def _row_of(layout: Layout, example: Int[Array, "..."], position: Int[Array, "..."], keep: Bool[Array, "..."]):
     """Row of `position` in the history of `example`; -1 where `keep` is False."""
     return jnp.where(keep, layout.offsets[jnp.minimum(example, layout.num_examples - 1)] + position, -1)
 
@@ -258,7 +258,7 @@ def history_mean(x: Float[Array, "T D"], layout: Layout) -> Float[Array, "B D"]:
 
 
 def merge(
-    xs: list[Float[Array, "T D"]], layouts: list[Layout], ages: list[Int[Array, " T"]]
+    xs: list[Float[Array, "_ D"]], layouts: list[Layout], ages: list[Int[Array, " _"]]
 ) -> tuple[Float[Array, "R D"], Layout, Int[Array, " R"]]:
     """Several sources as one history in order of time; of events of one age, those of the earlier source come first.
 

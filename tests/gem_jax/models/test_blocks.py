@@ -236,7 +236,7 @@ def test_domain_gated_heads():
 
 
 def test_heads_return_float32_logits():
-    x = normal(5, 8)
+    x = jnp.asarray(normal(5, 8))
     tasks = ("click", "like", "buy")
     make = dict(policy=Policy(compute="bfloat16"), rngs=nnx.Rngs(0))
     assert PlainHead(8, tasks, hidden=(4,), **make)(x).dtype == jnp.float32

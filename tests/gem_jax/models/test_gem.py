@@ -178,7 +178,7 @@ def test_sequence_layer(window):
     make = dict(window=window, dropout_rate=0.0, policy=FLOAT32)
     module = randomised(lambda: SequenceLayer(WIDTH, 3, 2, MODULES, **make, rngs=nnx.Rngs(0)))
     streams, histories = two_modules()
-    summary = normal(4, 3, WIDTH)
+    summary = jnp.asarray(normal(4, 3, WIDTH))
     graphdef, state = nnx.split(module)
 
     def forward(state, rows):

@@ -80,7 +80,7 @@ def test_layout_names_each_row():
 @pytest.mark.parametrize("n", [9])
 def test_prepend(n):
     layout, histories = make(), random_histories()
-    tokens = np.random.default_rng(2).normal(size=(len(LENGTHS), n, WIDTH)).astype(np.float32)
+    tokens = jnp.asarray(np.random.default_rng(2).normal(size=(len(LENGTHS), n, WIDTH)), jnp.float32)
     x = pack(histories, layout)
     y, new = jagged.prepend(x, layout, tokens)
     check_packed(y, new, [np.concatenate([t, h]) for t, h in zip(tokens, histories, strict=True)])

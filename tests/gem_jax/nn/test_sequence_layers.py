@@ -62,7 +62,7 @@ def test_pma():
 
 
 def test_feature_tokens():
-    batch = random_batch(FULL, 5)
+    batch = jax.tree.map(jnp.asarray, random_batch(FULL, 5))
     _, embedded = embed(FULL, batch, 4)
     module = randomised(lambda: FeatureTokens(FULL, 4, dense_hidden=(3,), policy=FLOAT32, rngs=nnx.Rngs(0)))
     tokens = module(batch, embedded)
@@ -72,7 +72,7 @@ def test_feature_tokens():
     np.testing.assert_allclose(tokens[:, module.dense_index], ref.mlp(module.dense, f64(batch.dense)), **CLOSE)
     image = ref.linear(module.vector_linears["image"], f64(batch.vectors["image"]))
     np.testing.assert_allclose(tokens[:, 5], image, **CLOSE)
-    bare = random_batch(BARE, 5)
+    bare = jax.tree.map(jnp.asarray, random_batch(BARE, 5))
     assert FeatureTokens(BARE, 4, policy=FLOAT32, rngs=nnx.Rngs(0))(bare, embed(BARE, bare, 4)[1]).shape == (5, 2, 4)
 
 
@@ -101,12 +101,13 @@ def test_event_encoder(form):
     source = FULL.sequence("impressions")
     events, rows = batch.sequences["impressions"], embedded.events["impressions"]
     module = randomised(lambda: EventEncoder(source, 4, 6, form=form, policy=FLOAT32, rngs=nnx.Rngs(0)))
-    layout = Layout.of(events, source.max_len)
+    on_device = jax.tree.map(jnp.asarray, events)
+    layout = Layout.of(on_device, source.max_len)
     rows = {name: np.asarray(x) for name, x in rows.items()}
     graphdef, state = nnx.split(module)
 
     def forward(state, rows):
-        y = nnx.merge(graphdef, state)(events, rows, layout)
+        y = nnx.merge(graphdef, state)(on_device, rows, layout)
         return y.sum(), y
 
     gradients, y = quick_jit(jax.grad(forward, argnums=(0, 1), has_aux=True))(state, rows)
