@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gem_jax.embedding.placement import Addresses
+from gem_jax.embedding.placement import Addresses, Leaf
 from gem_jax.embedding.repeats import starts_of_runs
 from gem_jax.parallel.mesh import SHARD
 
@@ -38,11 +38,11 @@ class Routes:
     """
 
     distinct: Addresses
-    order: Array
-    segment: Array
-    lookup: Array
-    start: Array
-    count: Array
+    order: Leaf
+    segment: Leaf
+    lookup: Leaf
+    start: Leaf
+    count: Leaf
 
 
 def route(addresses: Addresses, num_shards: int, slots: int) -> Routes:

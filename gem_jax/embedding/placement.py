@@ -14,7 +14,7 @@ Shape letters: S shards, L slots of a shard, V rows of the columns array, D widt
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from gem_jax.data.schema import Table
 from gem_jax.embedding.config import Scheme
 from gem_jax.embedding.planner import TablesPlan
 from gem_jax.errors import UserError
+
+type Leaf = Any
+"""An array, or what stands for one in a tree: a shape, axes on the mesh, an array of the host."""
 
 Group = Literal["rows", "columns"]
 """A fused array."""
@@ -74,8 +77,8 @@ class Addresses:
       slot: int32 [R], on that shard; -1 where there is no id.
     """
 
-    owner: Array
-    slot: Array
+    owner: Leaf
+    slot: Leaf
 
 
 class Placement:

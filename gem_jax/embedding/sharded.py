@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gem_jax.embedding import exchange
 from gem_jax.embedding.config import TablesConfig
-from gem_jax.embedding.placement import GROUP, Addresses, Group, Placement
+from gem_jax.embedding.placement import GROUP, Addresses, Group, Leaf, Placement
 from gem_jax.embedding.repeats import sum_by_row
 from gem_jax.embedding.row_optimizers import RowOptimizer, StepContext
 from gem_jax.embedding.stores.store import WEIGHT, RowState, RowStore, update_rows
@@ -54,7 +54,7 @@ class Found:
 
     addresses: dict[Group, Addresses]
     routes: exchange.Routes | None
-    overflow: Array
+    overflow: Leaf
 
 
 class ShardedRows:

@@ -1,7 +1,6 @@
 """Sharded lookup and update on 8 devices against plain NumPy in float64, with ids that no user would wish for."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
