@@ -17,6 +17,7 @@ from gem_jax.config import Config, TrainConfig
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.models.gem import GemConfig, Level
+from gem_jax.precision.policy import Policy
 from gem_jax.training.optimizer import OptimizerConfig
 
 
@@ -48,5 +49,6 @@ def get_config() -> Config:
         ),
         batch=BatchConfig(examples=2048, tokens={"organic": 2048 * 27, "impressions": 2048 * 27}),
         optimizer=OptimizerConfig(learning_rate=7.5e-4, table_learning_rate=0.1),
-        train=TrainConfig(compute_dtype="bfloat16", shuffle=False),
+        train=TrainConfig(shuffle=False),
+        precision=Policy(compute="bfloat16"),
     )

@@ -1,6 +1,7 @@
 """The default: a small GEM on the synthetic ads stream, for a laptop. `make train` runs it.
 
 python -m gem_jax.train configs/gem_debug.py
+python -m gem_jax.train configs/gem_debug.py:no_pyramid     a variant, on the same examples in the same order; they stand below
 
 Dense parameters: 2.04e5
 Table parameters: 3.49e5 (19 thousand users, 2.4 thousand ads, width 16)
@@ -8,26 +9,106 @@ Forward FLOPs per example: 1.50e6
 Histories: the newest 16 organic events and 16 impressions, 4 modules (2 sources at 2 levels)
 
 Clicks: NE .8078, 78 % of the way from 1 to the Bayes NE, AUC .8269; conversions: NE .8123, 75 %. Means of seeds 0, 1, 2 on one
-H200, jax 0.11.2, commit 9f1b338: python -m gem_jax.compare configs/gem_debug.py configs/ablations/no_*.py
-configs/baselines/logistic_regression.py --seeds 0,1,2 (configs/results/synthetic.json)
+H200, jax 0.11.2, commit 9f1b338: python -m gem_jax.compare configs/gem_debug.py with its variants no_cross_layer, no_domains,
+no_pyramid, no_sequences and logistic_regression, --seeds 0,1,2 (configs/results/synthetic.json)
 
 The first three numbers are recounted, without making an array, by pytest tests/gem_jax/training/test_ladder.py; FLOPs count the
 packed batch with the XLA attention.
 """
 
+import dataclasses
+from typing import Any
+
 from gem_jax.config import Config, TrainConfig
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.synthetic import SyntheticConfig
+from gem_jax.models import (
+    DCNv2Config,
+    DLRMConfig,
+    HSTUConfig,
+    InterFormerConfig,
+    LogisticRegressionConfig,
+    SASRecConfig,
+    WukongConfig,
+)
 from gem_jax.models.gem import GemConfig, Level
 from gem_jax.training.optimizer import OptimizerConfig
+
+MODEL = GemConfig(embedding_dim=16, levels=(Level(), Level(recent=8)), fmb_hidden=(64,))
 
 
 def get_config() -> Config:
     return Config(
         name="gem_debug",
         data=SyntheticConfig(train_examples=250_000, test_examples=20_000, organic_max_len=16, impressions_max_len=16),
-        model=GemConfig(embedding_dim=16, levels=(Level(), Level(recent=8)), fmb_hidden=(64,)),
+        model=MODEL,
         batch=BatchConfig(examples=256, tokens={"organic": 256 * 12, "impressions": 256 * 13}),
         optimizer=OptimizerConfig(learning_rate=3e-3, table_learning_rate=0.2),
         train=TrainConfig(shuffle=False),
     )
+
+
+# --- without a part -----------------------------------------------------------------------------------------------------------
+
+
+def _without(name: str, **changes: Any) -> Config:
+    return get_config().replace(name=name, model=dataclasses.replace(MODEL, **changes))
+
+
+def no_cross_layer() -> Config:
+    """Wukong's plain residual in place of cross-layer attention."""
+    return _without("no_cross_layer", cross_layer=False)
+
+
+def no_domains() -> Config:
+    """One head that knows no domains."""
+    return _without("no_domains", domain_gates=False)
+
+
+def no_pyramid() -> Config:
+    """The pyramid's base level only."""
+    return _without("no_pyramid", levels=MODEL.levels[:1])
+
+
+def no_sequences() -> Config:
+    """No histories."""
+    return _without("no_sequences", levels=())
+
+
+# --- other models -------------------------------------------------------------------------------------------------------------
+
+
+def dcnv2() -> Config:
+    """DCN-V2; no histories."""
+    return get_config().replace(name="dcnv2", model=DCNv2Config(embedding_dim=16))
+
+
+def dlrm() -> Config:
+    """DLRM, histories as mean-pooled bags."""
+    return get_config().replace(name="dlrm", model=DLRMConfig(embedding_dim=16))
+
+
+def hstu() -> Config:
+    """HSTU as a ranker."""
+    model = HSTUConfig(embedding_dim=16, width=32, head_dim=16, relative_bias=False)
+    return get_config().replace(name="hstu", model=model)
+
+
+def interformer() -> Config:
+    """InterFormer."""
+    return get_config().replace(name="interformer", model=InterFormerConfig(embedding_dim=16, num_heads=2))
+
+
+def logistic_regression() -> Config:
+    """Logistic regression on single features."""
+    return get_config().replace(name="logistic_regression", model=LogisticRegressionConfig())
+
+
+def sasrec() -> Config:
+    """SASRec as a ranker."""
+    return get_config().replace(name="sasrec", model=SASRecConfig(embedding_dim=16))
+
+
+def wukong() -> Config:
+    """Wukong; no histories."""
+    return get_config().replace(name="wukong", model=WukongConfig(embedding_dim=16))

@@ -1,7 +1,7 @@
 """GEM on one Colab GPU: the step after gem_debug, with float32 throughout because a T4 has no bfloat16.
 
 python -m gem_jax.train configs/gem_small.py
-On an L4 or better add train.compute_dtype=bfloat16.
+On an L4 or better add precision.compute=bfloat16.
 
 Dense parameters: 6.15e6
 Table parameters: 1.97e7 (0.3 million users, 8 thousand ads, width 64)
@@ -14,7 +14,7 @@ Measured: one H100, jax 0.11.2, commit 689e6a6, train.seed=0, 1, 2, data.train_e
 NE of clicks, float32: 0.822, 0.837, 0.842; bfloat16: 0.828, 0.840, 0.826 (the true probabilities': 0.775)
 NE of conversions, float32: 0.834, 0.847, 0.847; bfloat16: 0.842, 0.865, 0.851 (0.779); 55 conversions, so mostly noise
 62,000 examples/s at the end of seed 0 in float32, alone on the card; 78,000 on two H100s with mesh.shard=2 and
-train.compute_dtype=bfloat16
+precision.compute=bfloat16
 
 The first three numbers are recounted, without making an array, by pytest tests/gem_jax/training/test_ladder.py; FLOPs count the
 packed batch with the XLA attention. The learning rate falls with the square root of the width from gem_debug's; untuned here.

@@ -8,22 +8,37 @@ Means of seeds 0, 1, 2 on the test part, and how far NE lies above GEM's in each
   logistic regression   NE .8096  AUC .7878  gAUC .7058   NE +.0665 to +.0684
 Histories tell how generous a user is, which the AUC over all users rewards; within a user (gAUC) the model without them orders
 better.
-One H200, jax 0.11.2, commit 9f1b338: python -m gem_jax.compare configs/ml1m.py configs/ablations/ml1m_no_sequences.py
-configs/baselines/ml1m_logistic_regression.py --seeds 0,1,2 data.path=...
+One H200, jax 0.11.2, commit 9f1b338: python -m gem_jax.compare configs/ml1m.py configs/ml1m.py:no_sequences
+configs/ml1m.py:logistic_regression --seeds 0,1,2 data.path=...
 """
+
+import dataclasses
 
 from gem_jax.config import Config
 from gem_jax.data.movielens import MovieLensConfig
 from gem_jax.data.packing import BatchConfig
+from gem_jax.models import LogisticRegressionConfig
 from gem_jax.models.gem import GemConfig, Level
 from gem_jax.training.optimizer import OptimizerConfig
+
+MODEL = GemConfig(embedding_dim=32, levels=(Level(), Level(recent=16)), domain_gates=False, dropout=0.1)
 
 
 def get_config() -> Config:
     return Config(
         name="ml1m",
         data=MovieLensConfig(path="", max_len=64),
-        model=GemConfig(embedding_dim=32, levels=(Level(), Level(recent=16)), domain_gates=False, dropout=0.1),
+        model=MODEL,
         batch=BatchConfig(examples=512, tokens={"past": 512 * 56}),
         optimizer=OptimizerConfig(learning_rate=2e-3, table_learning_rate=0.05, weight_decay=1e-2),
     )
+
+
+def no_sequences() -> Config:
+    """No histories, on the same examples in the same order."""
+    return get_config().replace(name="ml1m_no_sequences", model=dataclasses.replace(MODEL, levels=()))
+
+
+def logistic_regression() -> Config:
+    """Logistic regression, on the same examples in the same order."""
+    return get_config().replace(name="ml1m_logistic_regression", model=LogisticRegressionConfig())

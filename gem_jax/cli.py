@@ -126,9 +126,7 @@ def read(command: Command, arguments: list[str]) -> Request:
     configs = tuple(load(path, overrides) for path in paths)
     if wants_help:
         _help(command, configs[0])
-    return Request(
-        paths=tuple(paths), configs=configs, overrides=tuple(overrides), options=command.options(**options)
-    )
+    return Request(paths=tuple(paths), configs=configs, overrides=tuple(overrides), options=command.options(**options))
 
 
 def _is_field(name: str) -> bool:
@@ -176,6 +174,14 @@ def _with_fields(options: type, config: Config) -> tuple[type, Any]:
     fields = []
     for name, value in given:
         kind = type(value) if dataclasses.is_dataclass(value) else documents[name]
-        fields.append((name, kind, dataclasses.field(default=value) if not dataclasses.is_dataclass(value) else dataclasses.field(default_factory=lambda value=value: value)))
+        fields.append(
+            (
+                name,
+                kind,
+                dataclasses.field(default=value)
+                if not dataclasses.is_dataclass(value)
+                else dataclasses.field(default_factory=lambda value=value: value),
+            )
+        )
     holder = dataclasses.make_dataclass("Fields", fields, bases=(options,), frozen=True, kw_only=True)
     return holder, holder()

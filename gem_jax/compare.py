@@ -1,8 +1,8 @@
 """Train several configs over several seeds and compare what they reach: the tables of README and of the config headers.
 
-    python -m gem_jax.compare configs/gem_debug.py configs/ablations/*.py --seeds 0,1,2 --json configs/results/ablations.json
+    python -m gem_jax.compare configs/gem_debug.py configs/gem_debug.py:no_pyramid --seeds 0,1,2 --json results.json
     python -m gem_jax.compare configs/ml1m.py --seeds 0,1,2 data.path=<folder>     overrides apply to every config
-    python -m gem_jax.compare --table configs/results/ablations.json               prints the file as Markdown; trains nothing
+    python -m gem_jax.compare --table results.json                                 prints the file as Markdown; trains nothing
 
 The first config is the one that the others are compared with, seed by seed: a difference of pairs leaves out what a seed does to
 both. Every run leaves its own run folder, as `gem_jax.train` does.
@@ -19,91 +19,91 @@ from typing import Any
 
 from rich.console import Console
 
-from gem_jax.config import ConfigError, load, override
+from gem_jax.cli import Command, Request, run
+from gem_jax.config import Config, ConfigError, override
+from gem_jax.errors import UserError
+from gem_jax.evaluation.metrics import METRICS, share_closed
+from gem_jax.files import write_text
+from gem_jax.report.formats import format_number
 from gem_jax.train import train
-from gem_jax.report.console import format_number
 
-MEASURES = ("ne", "bayes_ne", "auc", "gauc", "calibration", "logloss")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command takes beside configs and their fields."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Train every config with each of these, e.g. 0,1,2."""
+    json: str | None = None
+    """Write the rows of all runs to this file."""
+    table: str | None = None
+    """Print this file of rows as Markdown, and train nothing."""
+
+
+COMMAND = Command(
+    name="gem_jax.compare",
+    about="Train several configs over several seeds and compare them.",
+    options=Options,
+    num_configs="none or some",
+)
 
 
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit code: 0, 2 (the user's input is wrong), 130 (interrupted)."""
-    try:
-        options = _options(arguments)
-        if options.table is not None:
-            rows = json.loads(options.table.read_text())
-        else:
-            rows = []
-            for row in measure(options.configs, options.seeds, options.overrides):
-                rows.append(row)
-                if options.json is not None:  # written as they come: a broken sweep keeps what it measured
-                    options.json.parent.mkdir(parents=True, exist_ok=True)
-                    options.json.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
-        print(markdown(rows))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the rows of finished runs are kept", file=sys.stderr)
-        return 130
-    return 0
+    return run(COMMAND, arguments, _body)
 
 
-@dataclasses.dataclass(kw_only=True)
-class _Options:
-    configs: list[pathlib.Path]
-    overrides: list[str]
-    seeds: list[int]
-    json: pathlib.Path | None
-    table: pathlib.Path | None
-
-
-def _options(arguments: list[str]) -> _Options:
-    flags = {"--seeds": "0", "--json": "", "--table": ""}
-    words, rest = [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            words.append(word)
-        elif word in flags and rest:
-            flags[word] = rest.pop(0)
-        else:
-            raise ConfigError(
-                f"unknown or incomplete option '{word}'; there are --seeds 0,1,2 --json FILE --table FILE"
-            )
-    configs = [pathlib.Path(w) for w in words if w.endswith(".py") and "=" not in w]
-    if not configs and not flags["--table"]:
+def _body(request: Request) -> int:
+    options = request.options
+    if options.table is not None:
+        print(markdown(read_rows(pathlib.Path(options.table))))
+        return 0
+    if not request.configs:
         raise ConfigError(
             "name the configs to compare, e.g. python -m gem_jax.compare configs/gem_debug.py --seeds 0,1,2"
         )
-    if not all(seed.isdecimal() for seed in flags["--seeds"].split(",")):
-        raise ConfigError(f"--seeds {flags['--seeds']} must be whole numbers with commas between them, e.g. 0,1,2")
-    return _Options(
-        configs=configs,
-        overrides=[w for w in words if w not in map(str, configs)],
-        seeds=[int(seed) for seed in flags["--seeds"].split(",")],
-        json=pathlib.Path(flags["--json"]) if flags["--json"] else None,
-        table=pathlib.Path(flags["--table"]) if flags["--table"] else None,
-    )
+    rows = []
+    for row in measure(request.paths, request.configs, options.seeds):
+        rows.append(row)
+        if options.json is not None:  # written as they come: a broken sweep keeps what it measured
+            write_text(pathlib.Path(options.json), "[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+    print(markdown(rows))
+    return 0
 
 
-def measure(configs: list[pathlib.Path], seeds: list[int], overrides: list[str]) -> Iterator[dict[str, Any]]:
-    """Trains every config with every seed; a row per run and task: config, seed, task, MEASURES, speed and circumstances.
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows that `measure` made.
 
     Raises:
-      ConfigError, DataError: a config or its data is wrong; those of all configs are loaded before the first is trained.
+      UserError: the file cannot be read, or holds something else.
     """
-    loaded = [override(load(path), overrides) for path in configs]
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"'{path}' cannot be read as rows of a comparison ({error}); name a file that --json wrote"
+        ) from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "config" in row for row in rows):
+        raise UserError(f"'{path}' holds no rows of a comparison; name a file that --json wrote")
+    return rows
+
+
+def measure(paths: Sequence[str], configs: Sequence[Config], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Trains every config with every seed; a row per run and task: config, seed, task, all metrics, speed and circumstances.
+
+    Raises:
+      UserError: a config or its data is wrong.
+    """
     commit = _commit()
     for seed in seeds:
-        for path, config in zip(configs, loaded, strict=True):
+        for path, config in zip(paths, configs, strict=True):
             result = train(override(config, [f"train.seed={seed}"]), console=Console(quiet=True))
             if result.interrupted:  # the run caught the signal to save itself; it was meant for the whole sweep
                 raise KeyboardInterrupt
             summary = result.summary
             for task, measures in summary["eval"].items():
-                row = {"config": config.name, "path": str(path), "seed": seed, "task": task}
-                row |= {name: measures[name] for name in MEASURES}
+                row = {"config": config.name, "path": path, "seed": seed, "task": task}
+                row |= {name: measures[name] for name in METRICS}
                 row |= {"parameters": summary["parameters"], "examples": summary["examples"]}
                 row |= {"examples_per_s": summary["examples_per_s"], "device": summary["device"]}
                 row |= {"jax": summary["jax"], "commit": commit}
@@ -138,10 +138,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _line(task: str, name: str, own: list[dict[str, Any]], differences: list[float]) -> str:
-    means = {m: _mean([row[m] for row in own]) for m in MEASURES}
-    closed = None
-    if means["bayes_ne"] is not None and means["ne"] is not None:
-        closed = (1 - means["ne"]) / (1 - means["bayes_ne"])
+    means = {m: _mean([row.get(m) for row in own]) for m in ("ne", "bayes_ne", "auc", "gauc")}
+    closed = share_closed(means["ne"], means["bayes_ne"])
     lead = "" if not differences else f"{_mean(differences):+.4f} ({min(differences):+.4f} to {max(differences):+.4f})"
     cells = [
         task,

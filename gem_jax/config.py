@@ -1,7 +1,7 @@
 """One tree of frozen dataclasses says everything about a run; configs/*.py build it, the command line overrides it.
 
-    python -m gem_jax.train configs/gem_debug.py train.seed=1 batch.examples=256
-    python -m gem_jax.train configs/gem_debug.py:no_pyramid                        a variant: another function of the file
+python -m gem_jax.train configs/gem_debug.py train.seed=1 batch.examples=256
+python -m gem_jax.train configs/gem_debug.py:no_pyramid                        a variant: another function of the file
 """
 
 import contextlib
@@ -162,12 +162,14 @@ def from_dict(tree: dict[str, Any], classes: Sequence[type] = ()) -> Any:
 
 def _kinds() -> list[type]:
     """Every dataclass of gem_jax that a config may hold."""
+    from gem_jax import models
     from gem_jax.bench.data import BenchDataConfig
     from gem_jax.data import criteo, frappe, movielens, parquet, schema, synthetic
-    from gem_jax import models
 
     modules = (criteo, frappe, movielens, parquet, schema, synthetic, models, models.gem)
-    found = [c for module in modules for c in vars(module).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
+    found = [
+        c for module in modules for c in vars(module).values() if isinstance(c, type) and dataclasses.is_dataclass(c)
+    ]
     others = [BatchConfig, CheckpointConfig, Config, MeshConfig, MultiTaskConfig, OptimizerConfig, Policy, TablesConfig]
     return [*found, *others, TrainConfig, BenchDataConfig]
 
@@ -193,7 +195,9 @@ def _dataclass_from(tree: dict[str, Any], known: dict[str, type], field: str) ->
     given = {k: v for k, v in tree.items() if k not in ("kind", "defined_in")}
     for name in given:
         if name not in names:
-            raise ConfigError(f"unknown field '{name}' of {field or 'the config'}; {kind.__name__} has {', '.join(names)}")
+            raise ConfigError(
+                f"unknown field '{name}' of {field or 'the config'}; {kind.__name__} has {', '.join(names)}"
+            )
     for f in dataclasses.fields(kind):
         has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
         if f.name not in given and not has_default:

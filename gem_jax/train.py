@@ -15,6 +15,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import shlex
 import sys
 import time
 from typing import Any
@@ -24,16 +25,18 @@ import numpy as np
 from rich.console import Console
 
 from gem_jax.checkpoint.run_folder import new_run_folder, newest_run_folder
+from gem_jax.cli import Command, Request, run
 from gem_jax.config import Config, ConfigError, to_dict
 from gem_jax.data.loader import Loader
 from gem_jax.data.source import Source
 from gem_jax.embedding.planner import table_of
 from gem_jax.errors import UserError
+from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluate import evaluate
 from gem_jax.evaluation.metrics import scalars
 from gem_jax.files import write_json
 from gem_jax.models.outputs import table_width
-from gem_jax.parallel import processes
+from gem_jax.parallel import processes, xla_flags
 from gem_jax.parallel.lockstep import Lockstep, placed_signals
 from gem_jax.parallel.mesh import local_devices
 from gem_jax.parallel.sharding import place_batch
@@ -265,3 +268,36 @@ def _check_platform(config: Config) -> None:
 def _say(console: Console, message: str) -> None:
     """Prints a message as it is: a path or a command to copy may be longer than a line and hold brackets."""
     console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+COMMAND = Command(name="gem_jax.train", about="Train a model on ads examples, evaluate it, report.", options=Options)
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit code: 0, 1 (diverged), 2 (the user's input is wrong), 130 (interrupted)."""
+    console = Console()
+
+    def body(request: Request) -> int:
+        xla_flags.set_flags()
+        processes.start()
+        console.quiet = not processes.is_first()
+        try:
+            result = train(request.config, request.options, console=console)
+        except DivergedError as error:
+            if os.environ.get("GEM_TRACEBACK") == "1":
+                raise
+            print(f"diverged: {error}", file=sys.stderr)
+            return 1
+        if result.interrupted:
+            command = ["python", "-m", "gem_jax.train", *(a for a in arguments if a != "--resume"), "--resume"]
+            done = f"Interrupted and saved after {result.summary['examples']:,} examples."
+            _say(console, f"{done} Continue with:\n  {shlex.join(command)}")
+            return 130
+        _say(console, f"Run folder: {result.run_dir}  (open report.html in a browser)")
+        return 0
+
+    return run(COMMAND, arguments, body)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

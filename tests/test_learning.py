@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from gem_jax.config import load
-from gem_jax.train import train
 from gem_jax.evaluation.metrics import share_closed
+from gem_jax.train import train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -23,8 +23,8 @@ SEED_SPREAD = 0.09
 def closed(tmp_path_factory) -> dict[str, float]:
     """Config -> share of the distance from NE 1 to the Bayes NE of clicks that it closes, trained as configured."""
     shares = {}
-    for path in ("gem_debug.py", "ablations/no_sequences.py", "baselines/logistic_regression.py"):
-        config = load(CONFIGS / path, ["mesh.replica=1", "mesh.shard=1"]).replace(
+    for path in ("gem_debug.py", "gem_debug.py:no_sequences", "gem_debug.py:logistic_regression"):
+        config = load(f"{CONFIGS}/{path}", ["mesh.replica=1", "mesh.shard=1"]).replace(
             runs_dir=str(tmp_path_factory.mktemp("runs"))
         )
         start = time.perf_counter()

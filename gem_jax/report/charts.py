@@ -84,7 +84,9 @@ def line_chart(*, title: str, series: Sequence[Series], x_label: str, y_range: t
     return _svg(title, HEIGHT, _grid(x, y, x_label) + _clipped(x, y, marks)) + _legend(series)
 
 
-def interval_chart(*, title: str, points: Sequence[tuple[Number, Number, Number, Number]], labels: tuple[str, str]) -> str:
+def interval_chart(
+    *, title: str, points: Sequence[tuple[Number, Number, Number, Number]], labels: tuple[str, str]
+) -> str:
     """Rates against rates on logarithmic scales, with the diagonal.
 
     Args:

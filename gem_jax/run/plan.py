@@ -12,11 +12,11 @@ from gem_jax.data.packing import BatchConfig
 from gem_jax.data.schema import Schema
 from gem_jax.embedding.placement import Placement
 from gem_jax.embedding.planner import TableLoad, TablesPlan, plan_tables
+from gem_jax.embedding.stores.device import DeviceStore
+from gem_jax.embedding.stores.store import RowStore
 from gem_jax.models.outputs import table_width
 from gem_jax.parallel.mesh import make_mesh, num_mesh_devices
 from gem_jax.run.memory import Memory, device_batch, device_memory, saved_activations
-from gem_jax.embedding.stores.device import DeviceStore
-from gem_jax.embedding.stores.store import RowStore
 from gem_jax.training.buckets import Buckets
 from gem_jax.training.optimizer import table_optimizer
 

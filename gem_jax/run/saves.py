@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gem_jax.checkpoint.cadence import Cadence
-from gem_jax.checkpoint.checkpoints import Checkpoints, saved_arrays
+from gem_jax.checkpoint.checkpoints import Checkpoints, snapshot
 from gem_jax.checkpoint.history import record
 from gem_jax.checkpoint.manifest import Manifest
 from gem_jax.checkpoint.restore import init_from, restore
@@ -100,20 +100,14 @@ class Saves:
         Raises:
           UserError: this save or the one before failed at the file system.
         """
-        arrays = self._program.to_logical(state)
-        positions = processes.gather_rows(np.array([progress.position])).tolist()  # every process has its own
-        manifest = Manifest(
-            step=progress.step,
-            arrays=saved_arrays(arrays, self._program.logical_specs()),
-            data=self._identity,
-            position={
-                "progress": dataclasses.asdict(progress),
-                "loader": self._loader.position_state(progress.position),
-                "positions": positions,
-            },
-            **self._program.describe(),
+        position = {
+            "progress": dataclasses.asdict(progress),
+            "loader": self._loader.position_state(progress.position),
+            "positions": processes.gather_rows(np.array([progress.position])).tolist(),  # every process has its own
+        }
+        self._checkpoints.save(
+            *snapshot(self._program, state, step=progress.step, data=self._identity, position=position)
         )
-        self._checkpoints.save(progress.step, arrays, manifest)
         self._cadence.saved(time.monotonic(), progress.examples)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ jax-cuda13-pjrt. Per GPU: state (parameters, optimizer, tables, batch), temporar
 received a step: inside a group by dense parameters and by tables, between groups by sums and by touched rows.
 """
 
-import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -19,47 +19,66 @@ from typing import Any
 
 import jax
 
-from gem_jax.config import ConfigError, load
+from gem_jax.cli import Command, Request, run
+from gem_jax.compare import read_rows
+from gem_jax.config import Config, ConfigError
+from gem_jax.files import write_text
 from gem_jax.parallel import xla_flags
-from gem_jax.parallel.mesh import REPLICA, SHARD
-from gem_jax.scale.aot import CompiledStep, compile_step, gpu_mesh
+from gem_jax.parallel.mesh import REPLICA, SHARD, MeshConfig
+from gem_jax.scale.aot import CompiledStep, compile_step, gpu_devices
 from gem_jax.scale.hlo import total_received
 
 MIB = 2**20
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command takes beside a config and its fields."""
+
+    meshes: tuple[str, ...] = ("2x8", "32x8", "256x8")
+    """REPLICAxSHARD, with commas between them."""
+    json: str | None = None
+    """Write the rows there, after those it already has."""
+    table: str | None = None
+    """Print this file as Markdown; compiles nothing."""
+
+
+COMMAND = Command(
+    name="gem_jax.scale",
+    about="What a run would need on GPUs that are not there.",
+    options=Options,
+    num_configs="none or some",
+)
+
+
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit code: 0, or 2 where the user's input is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m gem_jax.scale", description=__doc__.split("\n")[0])
-    parser.add_argument("config", nargs="?", help="a config file")
-    parser.add_argument("overrides", nargs="*", help="a.b=c")
-    parser.add_argument("--meshes", default="2x8,32x8,256x8", help="REPLICAxSHARD, with commas between")
-    parser.add_argument("--json", type=pathlib.Path, help="write the rows there, after those it already has")
-    parser.add_argument("--table", type=pathlib.Path, help="print this file as Markdown; compiles nothing")
     xla_flags.set_flags()  # as a run on GPUs has them
-    options = parser.parse_intermixed_args(arguments)  # overrides may follow the options
-    try:
-        if options.table is not None:
-            print(markdown(json.loads(options.table.read_text())))
-            return 0
-        if options.config is None:
-            raise ConfigError("name a config, e.g. python -m gem_jax.scale configs/gem_base.py --meshes 2x8,32x8")
-        rows = json.loads(options.json.read_text()) if options.json is not None and options.json.exists() else []
+    return run(COMMAND, arguments, _body)
+
+
+def _body(request: Request) -> int:
+    options = request.options
+    if options.table is not None:
+        print(markdown(read_rows(pathlib.Path(options.table))))
+        return 0
+    if not request.configs:
+        raise ConfigError("name a config, e.g. python -m gem_jax.scale configs/gem_base.py --meshes 2x8,32x8")
+    file = None if options.json is None else pathlib.Path(options.json)
+    rows = read_rows(file) if file is not None and file.exists() else []
+    for config in request.configs:
         for replica, shard in _meshes(options.meshes):
-            rows.append(measure(options.config, options.overrides, replica, shard))
+            rows.append(measure(config, list(request.overrides), replica, shard))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            if options.json is not None:
-                options.json.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
-        print(markdown(rows))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+            if file is not None:
+                write_text(file, "[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+    print(markdown(rows))
     return 0
 
 
-def _meshes(text: str) -> list[tuple[int, int]]:
+def _meshes(words: tuple[str, ...]) -> list[tuple[int, int]]:
     meshes = []
-    for word in text.split(","):
+    for word in words:
         match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", word)
         if match is None:
             raise ConfigError(f"--meshes has '{word}'; write REPLICAxSHARD, e.g. 32x8")
@@ -67,13 +86,12 @@ def _meshes(text: str) -> list[tuple[int, int]]:
     return meshes
 
 
-def measure(path: str, overrides: list[str], replica: int, shard: int) -> dict[str, Any]:
+def measure(config: Config, overrides: list[str], replica: int, shard: int) -> dict[str, Any]:
     """One mesh's row, in bytes per GPU."""
     jax.config.update("jax_platforms", "cpu")  # the compiler is a plugin's, the process has no GPU
-    config = load(path, overrides)
-    mesh = gpu_mesh(replica, shard)
+    config = config.replace(mesh=MeshConfig(replica=replica, shard=shard))
     start = time.perf_counter()
-    step = compile_step(config, config.data.build().schema, mesh)
+    step = compile_step(config, config.data.schema(), gpu_devices(replica * shard))
     row = {"config": config.name, "overrides": overrides, "replica": replica, "shard": shard}
     return (
         row
@@ -92,6 +110,7 @@ def summary(step: CompiledStep) -> dict[str, int]:
     return {
         "state_bytes": step.state_bytes,
         "temporary_bytes": step.temporary_bytes,
+        "predicted_bytes": step.predicted_bytes,
         "dense_shard_bytes": received((SHARD,), ("all-gather", "reduce-scatter")),
         "tables_shard_bytes": received((SHARD,), ("all-to-all", "ragged-all-to-all")),
         "sums_replica_bytes": received((REPLICA,), ("all-reduce",)),

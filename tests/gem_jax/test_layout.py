@@ -5,10 +5,10 @@ import pathlib
 
 import jax
 import pytest
+from gem_jax.layout import memory_options, num_dense_parameters, plan_run, table_loads
 from rich.console import Console
 
 from gem_jax.config import Config, load
-from gem_jax.layout import memory_options, num_dense_parameters, plan_run, table_loads
 from gem_jax.training.state import abstract_state, count_parameters
 from tests.gem_jax.run.steps import DATA
 

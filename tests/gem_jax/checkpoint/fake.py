@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gem_jax.parallel.arrays import ArraySpec
 from gem_jax.checkpoint.checkpoints import Checkpoints, snapshot
+from gem_jax.parallel.arrays import ArraySpec
 from gem_jax.parallel.mesh import make_mesh
 
 REPLICATED = P()

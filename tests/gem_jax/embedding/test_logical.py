@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gem_jax.embedding.tables import Tables
 
 from gem_jax.data.schema import Schema, Table, Task
 from gem_jax.embedding.config import TablesConfig
 from gem_jax.embedding.placement import Placement
 from gem_jax.embedding.row_optimizers import RowOptimizer, Slot
-from gem_jax.embedding.tables import Tables
 from gem_jax.parallel.mesh import make_mesh
 
 DIM = 8

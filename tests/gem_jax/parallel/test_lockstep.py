@@ -54,7 +54,9 @@ class Job:
 
     def run(self, index, sizes, flags, seen):
         self.local.index = index
-        for number, turn in enumerate(lockstep.Lockstep(batches_of(sizes), lambda: ("empty", Columns(0)), flags(number_of(seen)))):
+        for number, turn in enumerate(
+            lockstep.Lockstep(batches_of(sizes), lambda: ("empty", Columns(0)), flags(number_of(seen)))
+        ):
             seen.append(turn)
             turn.sums = self.exchange(f"step {number}", turn.signals).sum(axis=0)
 
@@ -87,9 +89,7 @@ def play(monkeypatch, sizes, flags, only: int | None = None):
     seen = [[] for _ in sizes]
     quiet = lambda step: tuple(lambda: False for _ in flags(step))  # noqa: E731
     threads = [
-        threading.Thread(
-            target=job.run, args=(i, own, flags if only in (None, i) else quiet, seen[i]), daemon=True
-        )
+        threading.Thread(target=job.run, args=(i, own, flags if only in (None, i) else quiet, seen[i]), daemon=True)
         for i, own in enumerate(sizes)
     ]
     for thread in threads:

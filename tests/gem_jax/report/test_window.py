@@ -7,10 +7,10 @@ from rich.console import Console
 from gem_jax.errors import UserError
 from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluator import Evaluator
-from gem_jax.report.log import RunLogger, read_metrics
-from gem_jax.report.window import LOG_EVERY, Window
 from gem_jax.parallel.mesh import make_mesh
 from gem_jax.parallel.sharding import place_batch
+from gem_jax.report.log import RunLogger, read_metrics
+from gem_jax.report.window import LOG_EVERY, Window
 from tests.gem_jax.evaluation.scored import SCHEMA, random_batch
 
 MESH = make_mesh(2, 4)

@@ -11,8 +11,7 @@ from gem_jax.data.batch import Batch, Examples
 from gem_jax.data.packing import BatchConfig, pack
 from gem_jax.data.schema import Table
 from gem_jax.data.synthetic import SyntheticConfig
-from gem_jax.embedding.config import Scheme
-from gem_jax.embedding.config import TablesConfig
+from gem_jax.embedding.config import Scheme, TablesConfig
 from gem_jax.models import DLRMConfig, ModelConfig
 from gem_jax.models.gem import GemConfig, Level
 from gem_jax.parallel.mesh import MeshConfig, local_devices

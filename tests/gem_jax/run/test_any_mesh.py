@@ -60,7 +60,9 @@ def test_it_comes_back_to_the_last_bit(mesh, layout):
 GOES_ON = [((1, 8), "rows"), ((2, 4), "mixed, fully sharded"), ((4, 2), "columns")]
 
 
-@pytest.mark.parametrize(("mesh", "layout"), GOES_ON, ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else x)
+@pytest.mark.parametrize(
+    ("mesh", "layout"), GOES_ON, ids=lambda x: "x".join(map(str, x)) if isinstance(x, tuple) else x
+)
 def test_training_goes_on_as_on_the_old_mesh(mesh, layout):
     first, second = trained()
     program = program_at(mesh, layout)

@@ -6,11 +6,11 @@ import re
 
 import jax
 import pytest
+from gem_jax.embedding.tables import requests_of
 
 from gem_jax.config import Config
 from gem_jax.data.packing import BatchConfig
 from gem_jax.embedding.config import TablesConfig
-from gem_jax.embedding.tables import requests_of
 from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.run.memory import device_batch
 from gem_jax.run.plan import RunPlan
@@ -30,9 +30,7 @@ def program_of(replica: int, shard: int, schema=SCHEMA, tables: TablesConfig | N
         name="collectives",
         data=DATA,
         model=DLRM,
-        batch=BatchConfig(
-            examples=PER_DEVICE, tokens={s.name: PER_DEVICE * s.max_len for s in schema.sequences}
-        ),
+        batch=BatchConfig(examples=PER_DEVICE, tokens={s.name: PER_DEVICE * s.max_len for s in schema.sequences}),
         optimizer=OPTIMIZER,
         mesh=MeshConfig(replica=replica, shard=shard),
         tables=dataclasses.replace(tables, schemes=by_rows | tables.schemes),

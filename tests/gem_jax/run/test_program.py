@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from gem_jax.embedding.tables import Embedded
 
 from gem_jax.config import Config
 from gem_jax.data.batch import Batch
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.synthetic import SyntheticConfig
-from gem_jax.embedding.tables import Embedded
 from gem_jax.models import DLRMConfig
 from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.run.plan import RunPlan
@@ -230,7 +230,9 @@ def test_dropout_differs_by_step_and_is_off_in_evaluation():
 
     dense = program.parts.buckets.unflatten(state.dense)
     tables = jax.tree.map(jnp.asarray, tables_of(program, state))
-    plain = jax.jit(lambda d, t: forward(program.parts, d, embedded_by_hand(t, batch), batch, None).logits)(dense, tables)
+    plain = jax.jit(lambda d, t: forward(program.parts, d, embedded_by_hand(t, batch), batch, None).logits)(
+        dense, tables
+    )
     np.testing.assert_allclose(evaluated, plain + BASE_LOGITS, rtol=1e-5, atol=1e-6)
 
     def logits_at(number: int) -> np.ndarray:

@@ -101,7 +101,7 @@ def test_table_and_wrong_arguments(steps, tmp_path, capsys):
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_2048_gpus_that_are_not_there(tmp_path):
     """Memory and bytes inside a group are those of 16 GPUs; nothing of a table leaves its group but touched rows."""
-    command = [sys.executable, "-m", "gem_jax.scale", "configs/baselines/dlrm.py", "--meshes", "2x8,256x8"]
+    command = [sys.executable, "-m", "gem_jax.scale", "configs/gem_debug.py:dlrm", "--meshes", "2x8,256x8"]
     overrides = ["data.train_examples=2000", "data.test_examples=100", "batch.examples=32"]
     overrides += ["batch.tokens.organic=512", "batch.tokens.impressions=512"]
     environment = os.environ | {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}

@@ -125,5 +125,7 @@ def test_weights_by_name():
     ("field", "known"), [("task_weights", "click, conversion"), ("domain_weights", ", ".join(FULL.domains))]
 )
 def test_weights_of_what_is_not_there_are_refused(field, known):
-    with pytest.raises(UserError, match=f"objective.{field} names 'like', which the data does not have; it has {known}"):
+    with pytest.raises(
+        UserError, match=f"objective.{field} names 'like', which the data does not have; it has {known}"
+    ):
         MultiTaskConfig(**{field: {"like": 2.0}}).build(FULL)

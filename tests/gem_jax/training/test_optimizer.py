@@ -44,9 +44,7 @@ def test_schedule_rises_and_falls():
 
 def buckets_of(params, group: str = "dense") -> Buckets:
     """Buckets of these vectors, which decay where their names say so."""
-    kinds = {
-        n: Bucket(size=len(x), decay=n.endswith(":decay"), exact=False, group=group) for n, x in params.items()
-    }
+    kinds = {n: Bucket(size=len(x), decay=n.endswith(":decay"), exact=False, group=group) for n, x in params.items()}
     return Buckets(treedef=jax.tree.structure(0), members=(), buckets=kinds)
 
 
@@ -130,5 +128,7 @@ def test_a_groups_rate_is_found_and_an_unknown_group_refused():
     dense_optimizer(config, buckets)
     assert group_rate(config, buckets.buckets["adapter:decay"]) == 0.1
     assert group_rate(OptimizerConfig(), buckets.buckets["adapter:decay"]) == 1.0
-    with pytest.raises(UserError, match="group_rates names the group 'adapter', which no parameter is in; there are dense"):
+    with pytest.raises(
+        UserError, match="group_rates names the group 'adapter', which no parameter is in; there are dense"
+    ):
         dense_optimizer(config, buckets_of(params))

@@ -12,15 +12,15 @@ import time
 import jax
 import numpy as np
 import pytest
+from gem_jax.checkpoint.checkpoint import CheckpointError
 from rich.console import Console
 
 from gem_jax import train as train_module
 from gem_jax.config import Config, load, override
 from gem_jax.data.loader import Loader
 from gem_jax.models import DLRMConfig
-from gem_jax.train import Result, main, train
-from gem_jax.checkpoint.checkpoint import CheckpointError
 from gem_jax.report.log import read_metrics
+from gem_jax.train import Result, main, train
 
 ROOT = pathlib.Path(__file__).parents[3]
 MEASURES = {"ne", "bayes_ne", "auc", "gauc", "calibration", "logloss"}

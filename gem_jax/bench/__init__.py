@@ -1,0 +1,1 @@
+"""Benchmarks of whole steps, and the frozen inputs that they run on."""
