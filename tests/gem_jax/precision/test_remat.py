@@ -40,7 +40,7 @@ def test_casts():
 
 def loss_of(name, policy):
     config = dataclasses.replace(CONFIGS[name], dropout=0.1)
-    batch = random_batch(FULL, 6)
+    batch = jax.tree.map(jnp.asarray, random_batch(FULL, 6))
     embedded = embed(FULL, batch, table_width(config, FULL))[1]
     graphdef, state = nnx.split(randomised(lambda: config.build(FULL, policy=policy, rngs=nnx.Rngs(0))))
 
