@@ -17,6 +17,7 @@ A command declares its options as a frozen dataclass with a docstring under each
 
 import dataclasses
 import difflib
+import functools
 import os
 import sys
 import typing
@@ -168,20 +169,19 @@ def _help(command: Command, config: Config | None) -> typing.NoReturn:
 
 
 def _with_fields(options: type, config: Config) -> tuple[type, Any]:
-    """A dataclass of the options and the config's fields, with the types that these have in this config, for tyro to show."""
-    given = [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
-    documents = typing.get_type_hints(Config)
+    """A dataclass of the options and the config's fields, of the types that these have in this config, for tyro to show."""
     fields = []
-    for name, value in given:
-        kind = type(value) if dataclasses.is_dataclass(value) else documents[name]
-        fields.append(
-            (
-                name,
-                kind,
-                dataclasses.field(default=value)
-                if not dataclasses.is_dataclass(value)
-                else dataclasses.field(default_factory=lambda value=value: value),
-            )
-        )
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            fields.append((f.name, type(value), dataclasses.field(default_factory=functools.partial(_same, value))))
+        else:
+            help_text = {"name": "Name of the run.", "runs_dir": "Folder that holds the runs."}[f.name]
+            annotated = typing.Annotated[str, tyro.conf.arg(help=help_text)]
+            fields.append((f.name, annotated, dataclasses.field(default=value)))
     holder = dataclasses.make_dataclass("Fields", fields, bases=(options,), frozen=True, kw_only=True)
     return holder, holder()
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -1,21 +1,48 @@
-"""Loading and overriding configs: every shipped config, and every way to get one wrong."""
+"""Loading and overriding configs: every shipped config and variant, and every way to get one wrong."""
 
+import dataclasses
 import json
 import pathlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gem_jax.config import ConfigError, from_command_line, load, override
+from gem_jax.config import Config, ConfigError, TrainConfig, from_dict, load, override, to_dict, variants
+from gem_jax.config import _module_of as module_of
+from gem_jax.data.parquet import ParquetConfig
+from gem_jax.data.synthetic import SyntheticConfig
+from gem_jax.errors import UserError
+from gem_jax.models.gem import GemConfig, Level
+from gem_jax.parallel.mesh import MeshConfig
+from gem_jax.precision.policy import Policy
+from gem_jax.training.objective import MultiTaskConfig
+from gem_jax.training.optimizer import OptimizerConfig
+from tests.gem_jax.data.random_examples import SCHEMA
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.py"))
-DEBUG = pathlib.Path(__file__).parents[1] / "configs" / "gem_debug.py"
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.py"))
+DEBUG = ROOT / "configs" / "gem_debug.py"
+ALL = [f"{file}{name}" for file in FILES for name in ("", *(f":{v}" for v in variants(module_of(file))))]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_config_loads_and_says_how_to_run_it(path):
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.removeprefix(str(ROOT)))
+def test_every_config_loads_and_comes_back_from_json(path):
     config = load(path)
-    assert json.loads(json.dumps(config.to_dict()))["kind"] == "Config"
-    assert f"python -m gem_jax.train configs/{path.relative_to(DEBUG.parent)}" in path.read_text()
+    tree = json.loads(json.dumps(to_dict(config), allow_nan=False))
+    assert tree["kind"] == "Config" and from_dict(tree) == config
+    file = pathlib.Path(path.partition(":")[0])
+    assert f"python -m gem_jax.train {file.relative_to(ROOT)}" in file.read_text()
+
+
+def test_variants_differ_from_the_config_in_name_and_model_alone():
+    base, names = load(DEBUG), variants(module_of(DEBUG))
+    assert {"no_cross_layer", "no_pyramid", "no_domains", "no_sequences", "dlrm", "hstu", "wukong"} <= set(names)
+    found = [load(f"{DEBUG}:{name}") for name in names]
+    assert len({config.name for config in [base, *found]}) == len(names) + 1
+    for config in found:
+        assert config.model != base.model
+        assert config.replace(name=base.name, model=base.model) == base
 
 
 def test_overrides_reach_their_fields():
@@ -23,21 +50,25 @@ def test_overrides_reach_their_fields():
         DEBUG,
         [
             "train.seed=7",
+            "train.epochs=2",
             "model.fmb_hidden=32,16",
-            "model.window=none".replace("none", "None"),
+            "model.window=None",
             "batch.tokens.organic=4096",
-            "train.task_weights.conversion=0.5",
+            "objective.task_weights.conversion=0.5",
             "train.shuffle=True",
             "model.levels.1.recent=4",
+            "precision.recompute=norm,activation",
+            "optimizer.group_rates.dense=0.5",
         ],
     )
-    assert config.train.seed == 7
+    assert (config.train.seed, config.train.epochs, config.train.shuffle) == (7, 2, True)
     assert config.model.fmb_hidden == (32, 16)
     assert config.model.window is None
     assert config.batch.tokens["organic"] == 4096
-    assert config.train.task_weights == {"conversion": 0.5}
-    assert config.train.shuffle is True
+    assert config.objective.task_weights == {"conversion": 0.5}
     assert config.model.levels[1].recent == 4
+    assert config.precision.recompute == ("norm", "activation")
+    assert config.optimizer.group_rates == {"dense": 0.5}
     assert load(DEBUG).train.seed == 0
 
 
@@ -48,13 +79,21 @@ def test_overrides_reach_their_fields():
         (["trian.seed=1"], "unknown config field 'trian.seed'; the config has name"),
         (["train.seed=one"], "config field 'train.seed' cannot be 'one'; it takes int"),
         (["train.seed"], "is not an override; write field=value"),
-        (["train.task_weights.click=much"], "'train.task_weights.click' cannot be 'much'; it takes float"),
+        (["objective.task_weights.click=much"], "'objective.task_weights.click' cannot be 'much'; it takes float"),
         (["batch.tokens.organic=1.5"], "'batch.tokens.organic' cannot be '1.5'; it takes int"),
         (["train=1"], "config field 'train' is a group; set what is in it, as train.<field>=<value>"),
         (["optimizer.learning_rate=-1"], "^optimizer.learning_rate=-1.0 must be positive$"),
-        (["train.epochs=0"], "^train.epochs=0.0 must be positive$"),
+        (["optimizer.learning_rate=nan"], "^optimizer.learning_rate=nan must be positive$"),
+        (["optimizer.learning_rate=inf"], "^optimizer.learning_rate=inf must be a finite number$"),
+        (["model.dropout=nan"], "^model.dropout=nan must be a finite number$"),
+        (["objective.task_weights.click=inf"], "^objective.task_weights.click=inf must be a finite number$"),
+        (["train.epochs=0"], "^train.epochs=0(.0)? must be positive$"),
+        (["train.epochs=nan"], "^train.epochs=nan must be positive$"),
+        (["train.epochs=inf"], "^train.epochs=inf must be a finite number$"),
         (["train.seed=-1"], "^train.seed=-1 must not be negative$"),
-        (["name="], "^name='' must be the name of a folder"),
+        (["checkpoint.minutes=0"], "^checkpoint.minutes=0.0 must be positive$"),
+        (["precision.recompute=everything"], "precision.recompute names 'everything'; the tags are norm"),
+        *(([f"name={name}"], "^name=.* must be the name of a folder") for name in ("", ".", "..", "a/b", " a")),
     ],
 )
 def test_wrong_overrides(assignments, message, capfd):
@@ -65,7 +104,7 @@ def test_wrong_overrides(assignments, message, capfd):
 
 
 def test_overrides_that_only_fit_together():
-    wukong = load(DEBUG.parent / "baselines" / "wukong.py")
+    wukong = load(f"{DEBUG}:wukong")
     num_layers = len(wukong.model.fmb_tokens)
     values = ",".join(["4"] * (num_layers + 1))
     assert override(wukong, [f"model.fmb_tokens={values}", f"model.lcb_tokens={values}"]).model.lcb_tokens[-1] == 4
@@ -79,6 +118,10 @@ def test_wrong_files(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="get_config"):
         load(tmp_path / "empty.py")
+    with pytest.raises(ConfigError, match="empty.py' has no variant 'small'; it has none"):
+        load(f"{tmp_path / 'empty.py'}:small")
+    with pytest.raises(ConfigError, match="gem_debug.py' has no variant 'no_piramid'; it has .*no_pyramid"):
+        load(f"{DEBUG}:no_piramid")
     (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
     with pytest.raises(ConfigError, match="broken.py' fails with ZeroDivisionError: division by zero"):
         load(tmp_path / "broken.py")
@@ -87,7 +130,7 @@ def test_wrong_files(tmp_path):
         load(tmp_path / "config.yaml")
 
 
-def test_another_kind_of_data_has_its_own_fields_and_help(tmp_path, capsys):
+def test_another_kind_of_data_has_its_own_fields(tmp_path):
     path = tmp_path / "sasrec.py"
     path.write_text(
         "from gem_jax.config import load\n"
@@ -98,20 +141,78 @@ def test_another_kind_of_data_has_its_own_fields_and_help(tmp_path, capsys):
     assert load(path, ["data.negative_seed=3"]).data.negative_seed == 3
     with pytest.raises(ConfigError, match="unknown config field 'data.seed'; data has path, max_len, negative_seed"):
         load(path, ["data.seed=3"])
-    with pytest.raises(SystemExit):
-        from_command_line([str(path), "--help"])
-    assert "--data.negative_seed" in capsys.readouterr().out
 
 
-def test_command_line(capsys):
-    path, config, resume = from_command_line([str(DEBUG), "train.seed=3", "--resume"])
-    assert (path, config.train.seed, resume) == (DEBUG, 3, True)
-    with pytest.raises(ConfigError, match="name a config first"):
-        from_command_line(["train.seed=3"])
-    with pytest.raises(ConfigError, match="unknown flag --restart"):
-        from_command_line([str(DEBUG), "--restart"])
-    with pytest.raises(SystemExit) as stop:
-        from_command_line(["--help"])
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    assert "--train.eval_every" in out and "Peak learning rate of the dense" in " ".join(out.split())
+floats = st.floats(min_value=1e-6, max_value=1e6)
+names = st.text("abcdefgh_", min_size=1, max_size=8)
+configs = st.builds(
+    Config,
+    name=names,
+    data=st.one_of(
+        st.builds(SyntheticConfig, seed=st.integers(0, 9), train_examples=st.integers(1, 10**6)),
+        st.builds(ParquetConfig, path=st.text(max_size=5), columns=st.just(SCHEMA)),
+    ),
+    model=st.builds(
+        GemConfig,
+        fmb_hidden=st.lists(st.integers(1, 64), max_size=3).map(tuple),
+        levels=st.lists(st.builds(Level, recent=st.none() | st.integers(1, 9)), max_size=3).map(tuple),
+        window=st.none() | st.integers(1, 9),
+        cross_layer=st.booleans(),
+        dropout=st.floats(0, 0.9),
+    ),
+    batch=st.just(load(DEBUG).batch),
+    objective=st.builds(MultiTaskConfig, task_weights=st.dictionaries(names, floats, max_size=3)),
+    optimizer=st.builds(OptimizerConfig, learning_rate=floats, group_rates=st.dictionaries(names, floats, max_size=2)),
+    train=st.builds(TrainConfig, epochs=st.integers(1, 9) | floats, eval_every=st.none() | st.integers(1, 99)),
+    precision=st.builds(Policy, recompute=st.sampled_from([(), ("norm",), ("norm", "attention")])),
+    mesh=st.builds(MeshConfig, shard=st.none() | st.integers(1, 8)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=configs)
+def test_any_config_comes_back_from_json(config):
+    assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["model"].update(kind="Strange"), "^model is a 'Strange', which gem_jax does not have$"),
+        (
+            lambda d: d["model"].update(kind="Mine", defined_in="my.py"),
+            "^model is a 'Mine', which gem_jax does not have; it is defined in my.py$",
+        ),
+        (lambda d: d["train"].update(sed=1), "^unknown field 'sed' of train; TrainConfig has epochs"),
+        (lambda d: d.pop("data"), "^field 'data' of the config is missing$"),
+        (lambda d: d["train"].update(epochs=-1), "^train.epochs=-1 must be positive$"),
+    ],
+)
+def test_wrong_trees(change, message):
+    tree = to_dict(load(DEBUG))
+    change(tree)
+    with pytest.raises(ConfigError, match=message):
+        from_dict(tree)
+
+
+def test_a_field_that_a_tree_lacks_keeps_its_default():
+    tree = to_dict(load(DEBUG))
+    del tree["checkpoint"], tree["train"]["eval_every"]
+    assert from_dict(tree) == load(DEBUG)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnModel:
+    embedding_dim: int = 4
+    sizes: tuple[int, ...] = (3,)
+
+
+def test_a_class_of_the_users_own_says_where_it_is_defined():
+    config = load(DEBUG).replace(model=OwnModel(sizes=(5, 6)))
+    tree = to_dict(config)
+    assert tree["model"]["kind"] == "OwnModel" and tree["model"]["defined_in"] == __file__
+    assert from_dict(tree, classes=(OwnModel,)) == config
+    with pytest.raises(
+        UserError, match="model is a 'OwnModel', which gem_jax does not have; it is defined in .*test_config.py"
+    ):
+        from_dict(tree)

@@ -2,10 +2,10 @@
 
 python -m gem_jax.train configs/bench/gem_base.py
 
-Frozen: 12 features with the stream's tables of that day (3 million users, 80 thousand ads, width 256), 2,048 examples, two sources of
-histories up to 64 events, 55,296 packed rows each, 4 layers of width 256 in bfloat16. Lengths follow that day's stream (mean 23 and
-24 events; quantiles below, of 20,000 examples from the two-millionth on), so a batch fills about 42,000 of 55,296 rows a source;
-ids are log-uniform. The stream and the ladder may change; figures on this file stay comparable.
+Frozen: the stream's features and tables of that day (3 million users, 80 thousand ads, width 256), 2,048 examples, two sources of
+histories up to 64 events, 55,296 packed rows each, 4 layers of width 256 in bfloat16. Lengths follow that day's stream (quantiles
+of 20,000 examples from the two-millionth on; the mean there was 23 and 24 events); ids are log-uniform. The stream and the ladder
+may change; figures on this file stay comparable.
 
 At df18280, on the stream's own batches: 79.3 ms a step, peak 20.1 GiB, 119 s to the first step (one H200, jax 0.11.2, medians).
 """

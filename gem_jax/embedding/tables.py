@@ -6,8 +6,8 @@ calls can be replaced part by part: places (`placement`), travel (`exchange`), f
 
 Outside the step tables are named rows: "<table>/weight" and "<table>/<slot>" (`Tables.to_logical`), the same on every mesh.
 
-Shape letters: B examples and T packed events of a device, R looked-up ids of its batch (all features together), S shards, L slots of a
-shard, D width.
+Shape letters: B examples and T packed events of a device, R looked-up ids of its batch (all features together), S shards, L slots
+of a shard, D width.
 """
 
 import dataclasses
@@ -303,7 +303,7 @@ class Tables:
     # --- outside the step: named rows -------------------------------------------------------------------------------------------
 
     def logical_specs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """"<table>/<slot>" -> float32 [rows, D] or [rows] with its sharding: weights first, tables in the schema's order."""
+        """ "<table>/<slot>" -> float32 [rows, D] or [rows] with its sharding: weights first, tables in the schema's order."""
         specs = {}
         for table, place in self.placement.places.items():
             for slot, has_columns in self._has_columns().items():

@@ -39,10 +39,21 @@ class Memory:
 
     def line(self) -> str:
         """For people: the total, the limit, and the kinds from the largest on."""
-        of = f" of {self.limit / GIB:,.2f}" if self.limit is not None else ""
+        of = f" of {readable(self.limit)}" if self.limit is not None else ""
         kinds = sorted(((size, kind) for kind, size in self.kinds.items() if size), reverse=True)
-        parts = ", ".join(f"{kind} {size / GIB:.2f}" for size, kind in kinds)
-        return f"Memory of a device, predicted: {self.total / GIB:,.2f}{of} GiB ({parts})"
+        parts = ", ".join(f"{kind} {readable(size)}" for size, kind in kinds)
+        return f"Memory of a device, predicted: {readable(self.total)}{of} ({parts})"
+
+
+def readable(num_bytes: int) -> str:
+    """Bytes with three digits that count, e.g. 1.43 GiB, 512 MiB, 96.0 KiB."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= size:
+            break
+    else:
+        unit, size = "KiB", 2**10
+    value = num_bytes / size
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
 def device_memory(given_gib: float | None, devices: Sequence[jax.Device]) -> int | None:

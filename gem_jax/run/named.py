@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from gem_jax.data.schema import Schema
+from gem_jax.nn.parameters import Names
 from gem_jax.parallel.arrays import ArraySpec
 from gem_jax.parallel.mesh import SHARD
 from gem_jax.training.buckets import Buckets, Vectors
@@ -29,8 +30,18 @@ def abstract_vectors(buckets: Buckets) -> Vectors:
     return {name: jax.ShapeDtypeStruct((bucket.size,), jnp.float32) for name, bucket in buckets.buckets.items()}
 
 
-def specs(shapes: TrainState, parts: Parts, schema: Schema, mesh: Mesh) -> dict[str, ArraySpec]:
-    """Every named array of a state; `shapes` as of `Program.shapes`."""
+def specs(
+    shapes: TrainState, parts: Parts, schema: Schema, mesh: Mesh, table_columns: Names | None = None
+) -> dict[str, ArraySpec]:
+    """Every named array of a state.
+
+    Args:
+      shapes: as of `Program.shapes`.
+      parts: of the program.
+      schema: of its data.
+      mesh: on which the arrays lie.
+      table_columns: what the columns of the tables stand for; None where they are learned.
+    """
     whole = NamedSharding(mesh, P())
     found = {}
     slots, numbers = _slots(shapes.dense_opt, parts.buckets)
@@ -47,7 +58,7 @@ def specs(shapes: TrainState, parts: Parts, schema: Schema, mesh: Mesh) -> dict[
             shape=shape.shape,
             dtype=np.dtype(shape.dtype),
             sharding=shape.sharding,
-            axes=(None,) * len(shape.shape),
+            axes=(None, table_columns)[: len(shape.shape)],
             grows=True,
         )
     tasks = tuple(task.name for task in schema.tasks)

@@ -225,7 +225,9 @@ class Program:
 
     def logical_specs(self) -> dict[str, ArraySpec]:
         """Every array of a checkpoint by name: its shape, the names along its axes, and its sharding on this mesh."""
-        return named.specs(self.shapes(), self.parts, self.schema, self.mesh)
+        has_task_columns = self.config.model.embedding_dim is None
+        columns = tuple(task.name for task in self.schema.tasks) if has_task_columns else None
+        return named.specs(self.shapes(), self.parts, self.schema, self.mesh, columns)
 
     def to_logical(self, state: TrainState) -> dict[str, jax.Array]:
         """The state as named arrays in which no mesh shows."""

@@ -69,7 +69,7 @@ class RoundedStore(DeviceStore):
         return values.astype(jnp.bfloat16).astype(jnp.float32) if name == "weight" else values
 
 
-def program_of(model, objective, store=DeviceStore()) -> Program:
+def program_of(model, objective, store) -> Program:
     config = Config(
         name="additions",
         data=SyntheticConfig(),
@@ -83,7 +83,7 @@ def program_of(model, objective, store=DeviceStore()) -> Program:
 
 def test_a_head_an_objective_and_a_store_of_ones_own():
     inner = DLRMConfig(embedding_dim=8, bottom_hidden=(8,), top_hidden=(16,))
-    plain = program_of(inner, MultiTaskConfig())
+    plain = program_of(inner, MultiTaskConfig(), DeviceStore())
     added = program_of(WithAuxiliaryHead(inner), WithTeacher(), RoundedStore())
     batch, auxiliary = random_batch(FULL, 12), []
     plain_state, state = plain.init(0), added.init(0)

@@ -6,11 +6,11 @@ import re
 
 import jax
 import pytest
-from gem_jax.embedding.tables import requests_of
 
 from gem_jax.config import Config
 from gem_jax.data.packing import BatchConfig
 from gem_jax.embedding.config import TablesConfig
+from gem_jax.embedding.tables import requests_of
 from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.run.memory import device_batch
 from gem_jax.run.plan import RunPlan

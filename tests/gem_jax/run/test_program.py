@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from gem_jax.embedding.tables import Embedded
 
 from gem_jax.config import Config
 from gem_jax.data.batch import Batch
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.synthetic import SyntheticConfig
+from gem_jax.embedding.tables import Embedded
 from gem_jax.models import DLRMConfig
 from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.run.plan import RunPlan

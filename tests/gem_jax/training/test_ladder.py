@@ -11,10 +11,10 @@ import re
 
 import jax
 import pytest
-from gem_jax.embedding.tables import Embedded
 
 from gem_jax.config import Config, load
 from gem_jax.data.batch import Batch
+from gem_jax.embedding.tables import Embedded
 from gem_jax.models import GemConfig
 from gem_jax.models.outputs import table_width
 from gem_jax.run.memory import device_batch, embedded_shapes

@@ -1,0 +1,140 @@
+"""One command line for all commands: any order, any spelling, help for any model, one sentence for what is wrong."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from gem_jax import cli, compare, train
+from gem_jax.cli import Command, read, run
+from gem_jax.config import ConfigError
+from gem_jax.errors import UserError
+from gem_jax.scale import __main__ as scale
+
+DEBUG = str(pathlib.Path(__file__).parents[1] / "configs" / "gem_debug.py")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of a command in this test."""
+
+    fast: bool = False
+    """Whether it hurries."""
+    seeds: tuple[int, ...] = (0,)
+    """Several numbers."""
+    out_file: str | None = None
+    """Where it writes."""
+
+
+COMMAND = Command(name="gem_jax.test", about="Does nothing.", options=Options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [DEBUG, "train.seed=3", "--fast", "--seeds", "1,2", "--out-file=x.json"],
+        ["--fast", "--train.seed=3", "--seeds=1,2", DEBUG, "--out_file", "x.json"],
+        ["--seeds", "1,2", "--out-file", "x.json", "--train.seed", "3", DEBUG, "--fast"],
+    ],
+)
+def test_any_order_and_spelling(arguments):
+    request = read(COMMAND, arguments)
+    assert request.config.train.seed == 3 and request.overrides == ("train.seed=3",) and request.paths == (DEBUG,)
+    assert request.options == Options(fast=True, seeds=(1, 2), out_file="x.json")
+
+
+def test_a_variant_is_a_config():
+    assert read(COMMAND, [f"{DEBUG}:no_pyramid"]).config.name == "no_pyramid"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a config first, e.g. python -m gem_jax.test configs/gem_debug.py"),
+        (["train.seed=3"], "name a config first"),
+        (
+            [DEBUG, "--fsat"],
+            "unknown flag --fsat; did you mean --fast\\? there are --fast, --seeds, --out-file, --help",
+        ),
+        ([DEBUG, "--seeds"], "--seeds needs a value: --seeds=<value>"),
+        ([DEBUG, "--seeds", "--fast"], "--seeds needs a value"),
+        ([DEBUG, "--seeds", "one"], "--seeds cannot be 'one'; it takes tuple"),
+        ([DEBUG, "--train.sed=3"], "unknown config field 'train.sed'; train has"),
+        ([DEBUG, DEBUG], "is a second config; gem_jax.test takes one"),
+        (["none.py"], "config file 'none.py' does not exist"),
+    ],
+)
+def test_what_is_wrong(arguments, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        read(COMMAND, arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("module", [train, compare, scale])
+def test_help_of_every_command(module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--resume" in out or "--json" in out
+    with pytest.raises(SystemExit):
+        module.main([DEBUG, "train.seed=5", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--train.eval_every" in out and "Peak learning rate of the dense" in out and "(default: 5)" in out
+    assert "--model.cross_layer" in out and "--runs_dir" in out
+
+
+OWN = """
+import dataclasses
+from gem_jax.config import load
+
+@dataclasses.dataclass(frozen=True)
+class MyModel:
+    \"\"\"A model of one's own.\"\"\"
+
+    embedding_dim: int = 4
+    \"\"\"Width of the tables.\"\"\"
+    num_wheels: int = 3
+    \"\"\"How many wheels it has.\"\"\"
+
+    def build(self, schema, *, policy, rngs):
+        raise NotImplementedError
+
+def get_config():
+    return load({debug!r}).replace(model=MyModel())
+"""
+
+
+def test_help_of_a_model_of_ones_own(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN.format(debug=DEBUG))
+    with pytest.raises(SystemExit) as stop:
+        train.main([str(path), "model.num_wheels=5", "--help"])
+    assert stop.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--model.num_wheels" in out and "How many wheels it has" in out and "(default: 5)" in out
+
+
+def test_users_errors_are_one_line_and_bugs_keep_their_traceback(capsys, monkeypatch):
+    def wrong(_):
+        raise UserError("the wheel\nis square; make it round")
+
+    monkeypatch.delenv("GEM_TRACEBACK", raising=False)
+    assert run(COMMAND, [DEBUG], wrong) == 2
+    assert capsys.readouterr().err == "error: the wheel is square; make it round\n"
+    for bug in (ValueError, OSError, TypeError):
+
+        def broken(_, bug=bug):
+            raise bug("ours")
+
+        with pytest.raises(bug, match="ours"):
+            run(COMMAND, [DEBUG], broken)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    assert run(COMMAND, [DEBUG], interrupted) == 130 and capsys.readouterr().err.startswith("interrupted: ")
+    monkeypatch.setenv("GEM_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        run(COMMAND, [DEBUG], wrong)
+    assert run(COMMAND, [DEBUG], lambda request: cli.run(COMMAND, [DEBUG], lambda _: 7)) == 7
