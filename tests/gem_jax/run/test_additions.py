@@ -37,7 +37,7 @@ class WithAuxiliaryHead:
 class AuxiliaryHead(nnx.Module):
     def __init__(self, inner, *, policy, rngs):
         self.inner = inner
-        self.head = Dense(16, 1, policy=policy, rngs=rngs)
+        self.head = Dense(44, 1, policy=policy, rngs=rngs)  # the pairs of tokens, and the dense features
 
     def __call__(self, batch, embedded, key=None):
         outputs = self.inner(batch, embedded, key)
@@ -95,4 +95,4 @@ def test_a_head_an_objective_and_a_store_of_ones_own():
         auxiliary.append(float(outputs["measures"]["loss/auxiliary"]))
     assert auxiliary[-1] < auxiliary[0] and "loss/click" in outputs["measures"]
     arrays = added.to_logical(state)
-    assert arrays["dense/head/kernel/value"].shape == (16, 1) and "dense/inner/head/mlp/layers/0/kernel/value" in arrays
+    assert arrays["dense/head/kernel/value"].shape == (44, 1) and "dense/inner/head/mlp/layers/0/kernel/value" in arrays
