@@ -6,8 +6,8 @@ calls can be replaced part by part: places (`placement`), travel (`exchange`), f
 
 Outside the step tables are named rows: "<table>/weight" and "<table>/<slot>" (`Tables.to_logical`), the same on every mesh.
 
-Shape letters: B examples and T packed events of a device, R looked-up ids of its batch (all features together), S shards, L slots of a
-shard, D width.
+Shape letters: B examples and T packed events of a device, R looked-up ids of its batch (all features together), S shards, L slots
+of a shard, D width.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from gem_jax.config import Config
 from gem_jax.data.batch import Batch, Examples
 from gem_jax.data.packing import BatchConfig, pack
-from gem_jax.data.schema import Table
+from gem_jax.data.schema import Schema
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.embedding.config import Scheme, TablesConfig
 from gem_jax.models import DLRMConfig, ModelConfig
@@ -33,10 +33,7 @@ DATA = SyntheticConfig(
     organic_max_len=8,
     impressions_max_len=8,
 )
-SCHEMA = DATA.schema().replace(
-    tables=tuple(Table(name=t.name, rows=1 << (t.rows - 1).bit_length()) for t in DATA.schema().tables)
-)
-"""The stream's, with tables of powers of two: of such sizes nothing but names tells a right restore from a wrong one."""
+SCHEMA = DATA.schema()
 GEM = GemConfig(
     embedding_dim=16,
     fmb_tokens=4,
@@ -87,10 +84,11 @@ def program_on(
     *,
     model: ModelConfig = DLRM,
     schemes: dict[str, Scheme] | None = None,
+    schema: Schema = SCHEMA,
 ) -> Program:
     """The program of the stream on a mesh; every table by rows unless `schemes` says otherwise."""
     slots = GLOBAL_BATCH // (replica * shard)
-    by_rows = dict.fromkeys((table.name for table in SCHEMA.tables), "rows")
+    by_rows = dict.fromkeys((table.name for table in schema.tables), "rows")
     config = Config(
         name="steps",
         data=DATA,
@@ -101,7 +99,7 @@ def program_on(
         mesh=MeshConfig(replica=replica, shard=shard),
         tables=dataclasses.replace(tables, schemes=by_rows | (schemes or {})),
     )
-    return Program.of(config, SCHEMA, RunPlan.of(config, SCHEMA, jax.devices()[: replica * shard]))
+    return Program.of(config, schema, RunPlan.of(config, schema, jax.devices()[: replica * shard]))
 
 
 def train_on(

@@ -17,6 +17,7 @@ from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.run.plan import RunPlan
 from gem_jax.run.program import Program
 from gem_jax.training.objective import MultiTaskConfig, binary_cross_entropy
+from gem_jax.training.optimizer import OptimizerConfig
 from tests.gem_jax.models.batches import FULL, random_batch
 
 
@@ -76,6 +77,7 @@ def program_of(model, objective, store) -> Program:
         model=model,
         objective=objective,
         batch=BatchConfig(examples=12),
+        optimizer=OptimizerConfig(learning_rate=0.02),
         mesh=MeshConfig(replica=1, shard=1),
     )
     return Program.of(config, FULL, RunPlan.of(config, FULL, store=store))

@@ -46,8 +46,8 @@ def listed(found: list[Collective], *, fallback: bool) -> collections.Counter:
 
 
 def singles(collective: Collective) -> int:
-    """Bytes of single numbers that travel in an all-reduce; whole units come in multiples of 8 numbers."""
-    return collective.result_bytes % 32 if collective.kind == "all-reduce" else 0
+    """Bytes of single numbers that travel in an all-reduce; buckets and their shares come in multiples of 128 numbers."""
+    return collective.result_bytes % 512 if collective.kind == "all-reduce" else 0
 
 
 def dense_theory(program: Program, replica: int, shard: int) -> collections.Counter:
@@ -77,7 +77,7 @@ def table_theory(program: Program, replica: int, shard: int) -> tuple[collection
     if shard > 1:
         usual["all-to-all", SHARD, places * 4] += 2
         usual["all-to-all", SHARD, places * dim * 4] += 2
-        fallback["all-gather", SHARD, shard * asked * 4] += 2
+        fallback["all-gather", SHARD, shard * asked * 4] += 4  # owner and slot of each id, twice
         fallback["all-gather", SHARD, shard * asked * dim * 4] += 1
         fallback["reduce-scatter", SHARD, asked * dim * 4] += 1
     if replica > 1:
@@ -103,8 +103,8 @@ def test_the_step_does_what_theory_says_and_nothing_else(replica, shard):
         assert (kind, axes) == ("all-gather", SHARD) and 0 < count <= dense[kind, axes, size], (kind, axes, size, count)
     assert bool(regathered) == (shard > 1)
     assert listed(found, fallback=True) == fallback
-    # The batch's weight, the loss, whether ids fit, the gradient's norm.
-    assert 0 < sum(map(singles, found)) <= 4 * 4
+    # The batch's weight, the loss and its part of each task, whether ids fit, the gradient's norm, four signals.
+    assert 0 < sum(map(singles, found)) <= 4 * (1 + 1 + 2 + 1 + 1 + 4)
 
 
 def test_replicas_exchange_shares_and_touched_rows_only():
