@@ -115,7 +115,6 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
     # --- Plan and program: where everything lies, and the jitted steps; nothing is allocated yet -------------------------------
     plan = RunPlan.of(config, splits.schema)
     program = Program.of(config, splits.schema, plan)
-    _show(plan, console)
     loader = Loader(
         splits.train,
         config.batch,
@@ -155,6 +154,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
         # Data that cannot be read shows here, before anything is written. A finished run that is resumed has nothing left.
         turn = next(turns, None) if progress.examples < total else None
         saves.begin(progress, changes)
+        _show(plan, console)
         log = RunLogger(
             run_dir if processes.is_first() else None, total_examples=total, resume_step=resume_step, console=console
         )
@@ -188,7 +188,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
                 else:
                     progress.timed_examples += turn.num_examples
                 window.add(progress.step, progress.examples, outputs, turn.host)
-                if _passed(config.train.eval_every, before, progress.examples):
+                if _passed(config.train.eval_every, before, progress.examples) and progress.examples < total:
                     pause = time.perf_counter()
                     part, source = ("valid", splits.valid) if splits.valid is not None else ("eval", splits.test)
                     log.evaluation(progress.step, progress.examples, part, evaluation(source))

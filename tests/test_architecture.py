@@ -38,10 +38,10 @@ def test_one_way(folder, forbidden):
 @pytest.mark.parametrize(
     ("package", "home"),
     [
-        ("orbax", "gem_jax/checkpoint/checkpoint.py"),
+        ("orbax", "gem_jax/checkpoint/store.py"),
         ("grain", "gem_jax/data"),
         ("pyarrow", "gem_jax/data"),
-        ("tensorboardX", "gem_jax/report/console.py"),
+        ("tensorboardX", "gem_jax/report/log.py"),
     ],
 )
 def test_each_library_has_one_home(package, home):

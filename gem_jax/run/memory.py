@@ -47,11 +47,8 @@ class Memory:
 
 def readable(num_bytes: int) -> str:
     """Bytes with three digits that count, e.g. 1.43 GiB, 512 MiB, 96.0 KiB."""
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
-        if num_bytes >= size:
-            break
-    else:
-        unit, size = "KiB", 2**10
+    units = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+    unit, size = next((u for u in units if num_bytes >= u[1]), units[-1])
     value = num_bytes / size
     return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
@@ -117,8 +114,8 @@ def saved_activations(config: Config, schema: Schema, batch: Batch) -> int:
         policy = lambda primitive, *_, **__: primitive.name not in REMADE  # noqa: E731
         return jax.vjp(jax.checkpoint(loss, policy=policy), dense, embedded)[1]
 
-    kept_bytes, input_bytes = (
+    kept_bytes, parameter_bytes = (
         sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        for tree in (jax.eval_shape(kept, dense, embedded, batch, key), (dense, embedded))
+        for tree in (jax.eval_shape(kept, dense, embedded, batch, key), dense)
     )
-    return max(kept_bytes - input_bytes, 0)  # its inputs are kept too; they are counted elsewhere
+    return max(kept_bytes - parameter_bytes, 0)  # parameters are kept too; they are counted elsewhere

@@ -64,7 +64,8 @@ class Saves:
         progress = Progress(**position["progress"])
         if len(position["positions"]) == jax.process_count():
             progress.position = position["positions"][jax.process_index()]
-        self._loader.restore(position["loader"] | self._loader.position_state(progress.position))
+        own = {"shard_index": jax.process_index(), "position": progress.position}
+        self._loader.restore(position["loader"] | own)
         self._cadence.saved(time.monotonic(), progress.examples)
         for line in (*restored.report.lines, *map(str, changes)):
             self._say(line)

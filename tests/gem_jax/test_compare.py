@@ -9,7 +9,7 @@ import pytest
 from gem_jax.compare import main, markdown
 
 DEBUG = pathlib.Path(__file__).parents[2] / "configs" / "gem_debug.py"
-LOGISTIC = DEBUG.parent / "baselines" / "logistic_regression.py"
+LOGISTIC = f"{DEBUG}:logistic_regression"
 
 
 def row(config: str, seed: int, ne: float, auc: float) -> dict:
@@ -37,7 +37,7 @@ def test_runs_every_config_with_every_seed(tmp_path, capsys):
         f"runs_dir={tmp_path / 'runs'}",
     ]
     file = tmp_path / "results" / "small.json"
-    assert main([str(LOGISTIC), str(LOGISTIC), "--seeds", "0,1", "--json", str(file), *overrides]) == 0
+    assert main([LOGISTIC, LOGISTIC, "--seeds", "0,1", "--json", str(file), *overrides]) == 0
     rows = json.loads(file.read_text())
     assert [(r["config"], r["seed"], r["task"]) for r in rows] == [
         ("logistic_regression", seed, task) for seed in (0, 0, 1, 1) for task in ("click", "conversion")
@@ -58,7 +58,7 @@ def test_an_interruption_ends_the_sweep(tmp_path, monkeypatch, capsys):
         return types.SimpleNamespace(interrupted=True)
 
     monkeypatch.setattr("gem_jax.compare.train", interrupted_run)
-    assert main([str(LOGISTIC), str(LOGISTIC)]) == 130
+    assert main([LOGISTIC, LOGISTIC]) == 130
     assert started == ["logistic_regression"] and "interrupted" in capsys.readouterr().err
 
 
@@ -66,9 +66,9 @@ def test_an_interruption_ends_the_sweep(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         ([], "name the configs to compare"),
-        ([str(DEBUG), "--seeds", "one"], "--seeds one must be whole numbers"),
-        ([str(DEBUG), "--sed", "1"], "unknown or incomplete option '--sed'"),
-        ([str(DEBUG), "--json"], "unknown or incomplete option '--json'"),
+        ([str(DEBUG), "--seeds", "one"], "--seeds cannot be 'one'; it takes tuple"),
+        ([str(DEBUG), "--sed", "1"], "unknown flag --sed; did you mean --seeds?"),
+        ([str(DEBUG), "--json"], "--json needs a value"),
         (["configs/no_such.py"], "config file 'configs/no_such.py' does not exist"),
         ([str(DEBUG), "trian.seed=1"], "unknown config field 'trian.seed'"),
         (["--table", "no_such.json"], "no_such.json"),

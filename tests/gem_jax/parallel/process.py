@@ -1,4 +1,4 @@
-"""One process of the job that test_processes.py starts: python -m tests.gem_jax.run.process REPLICA SHARD FILE."""
+"""One process of the job that test_processes.py starts: python -m tests.gem_jax.parallel.process REPLICA SHARD FILE."""
 
 import sys
 

@@ -46,7 +46,7 @@ def start_both(*arguments: str) -> list[tuple[int, str, str]]:
 @pytest.mark.parametrize(("replica", "shard"), [(2, 4), (1, 8)])
 def test_training_steps_agree_with_one_device(tmp_path, replica, shard):
     """With shard=8 the exchanges of ids and rows cross the processes, with shard=4 the gradients of replicas do."""
-    for code, out, err in start_both("tests.gem_jax.run.process", str(replica), str(shard), str(tmp_path / "run")):
+    for code, out, err in start_both("tests.gem_jax.parallel.process", str(replica), str(shard), str(tmp_path / "run")):
         assert code == 0, out + err
     wanted, half = train_on(1, 1), GLOBAL_BATCH // 2
     for index in range(2):
@@ -65,7 +65,7 @@ import pathlib
 
 def get_config():
     return tiny_config(pathlib.Path(__file__).parent / 'runs', 'mesh.replica=2', 'mesh.shard=4', 'batch.examples=8',
-                       'batch.tokens.organic=128', 'batch.tokens.impressions=128', 'train.checkpoint_every=300')
+                       'batch.tokens.organic=128', 'batch.tokens.impressions=128', 'checkpoint.examples=300')
 """
 
 

@@ -29,7 +29,7 @@ HERE = pathlib.Path(__file__).parent
 def get_config():
     return Config(
         name="mine",
-        data=ParquetConfig(path=str(HERE / "data"), schema=SCHEMA),
+        data=ParquetConfig(path=str(HERE / "data"), columns=SCHEMA),
         model=LogisticRegressionConfig(),
         batch=BatchConfig(examples=16),
         mesh=MeshConfig(replica=1, shard=1),
@@ -89,7 +89,7 @@ def test_good_input_trains(here, capfd):
         ("price", 5, float("nan"), "row 5: 'price' is nan; replace it by a number"),
         ("views.age_s", 12, [5, -1, 0], "row 12: 'views.age_s' has -1; an event's age is 0 to .* seconds before"),
         ("views.ad", 7, [1, 2, 3, 4, 5, 6, 7], "row 7: 'views.ad' has 7 events and 'views.age_s' .*; they must agree"),
-        ("label.click", 4, 2.0, "row 4: 'label.click' is 2; a label must be 0, 1 or null"),
+        ("label.click", 4, 2.0, "row 4: 'label.click' is 2; it must be from 0 to 1, or null"),
         ("domain", 8, "search", "row 8: 'domain' is search; the schema has feed, reels, stories"),
         ("weight", 2, -1.0, "row 2: 'weight' is -1; it must be 0 or more"),
     ],
@@ -102,7 +102,9 @@ def test_a_bad_value(here, capfd, name, row, value, message):
 
 def test_all_labels_zero(here, capfd):
     replace_column(here / "data" / "train.parquet", "label.click", pa.array(np.zeros(40, np.float32)))
-    assert "data: every 'click' label of the training part is 0; training needs both 0 and 1" in refused(here, capfd)
+    assert "data: every 'click' label of the training part is 0; training needs labels that differ" in refused(
+        here, capfd
+    )
 
 
 def test_a_column_of_the_wrong_type_or_missing(here, capfd):
@@ -155,12 +157,15 @@ def test_a_config_file_that_fails(here, capfd, change, message):
             r"batch.tokens\['clicks'\] is 16, less than the 24 rows of one full history .*raise",
         ),
         ("batch.tokens.visits=16", "batch.tokens names source 'visits'; the data has .*clicks.*views"),
-        ("train.task_weights.like=2", "train.task_weights names 'like', which the data .* it has click, conversion"),
-        ("train.domain_weights.x=2", "train.domain_weights names 'x', .* it has feed, reels, stories"),
-        ("train.epochs=-1", "train.epochs=-1.0 must be positive"),
+        (
+            "objective.task_weights.like=2",
+            "objective.task_weights names 'like', which the data .* it has click, conversion",
+        ),
+        ("objective.domain_weights.x=2", "objective.domain_weights names 'x', .* it has feed, reels, stories"),
+        ("train.epochs=-1", "train.epochs=-1(.0)? must be positive"),
         ("train.eval_examples=0", "train.eval_examples=0 must be positive"),
-        ("optimizer.warmup=2", "optimizer.warmup=2.0 is a fraction of the run"),
-        ("--resum", "unknown flag --resum; there are --resume and --help"),
+        ("optimizer.warmup=2", "optimizer.warmup=2.0 is a fraction"),
+        ("--resum", "unknown flag --resum; did you mean --resume\\? there are --resume, --init-from"),
         ("--resume", "there is no run '.*/runs/mine' to resume; start it without --resume"),
     ],
 )
@@ -185,8 +190,12 @@ def test_resuming_with_another_config_is_refused(here, capfd):
     config = CONFIG.replace("LogisticRegressionConfig()", "DLRMConfig(embedding_dim=4)")
     (here / "config.py").write_text(config.replace("import LogisticRegressionConfig", "import DLRMConfig"))
     for argument, message in (
-        ((), "runs/mine/checkpoints/3 does not fit the configured model: '.*' is .* resume with the config"),
-        (("train.seed=1",), "data position has seed=0, this run has seed=1; resume with the same data, seed and hosts"),
+        ((), "model.* is .* in the checkpoint and .* today; resume with model"),
+        (
+            ("train.seed=1",),
+            "train.seed is 0 in the checkpoint and 1 today; resume with train.seed=0, or start a new run",
+        ),
+        (("objective.task_weights.click=2",), "objective.task_weights.click is None in the checkpoint and 2.0 today"),
     ):
         capfd.readouterr()
         assert main([str(here / "config.py"), "--resume", *argument]) == 2
@@ -213,9 +222,9 @@ def test_a_model_whose_evaluation_is_not_finite(here, capfd):
 
 def test_bfloat16_on_a_cpu(here, capfd, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    line = refused(here, capfd, "train.compute_dtype=bfloat16")
+    line = refused(here, capfd, "precision.compute=bfloat16")
     assert "--xla_cpu_experimental_ynn_fusion_type=" in line
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
     assert (
-        main([str(here / "config.py"), "train.compute_dtype=bfloat16"]) == 0
+        main([str(here / "config.py"), "precision.compute=bfloat16"]) == 0
     )  # XLA has read its flags: this model has no matmul

@@ -93,7 +93,7 @@ def test_every_step_of_the_ladder_is_larger():
         for key in HEADER:
             assert 3 * measured(small)[key] < measured(large)[key], f"{key} from {small} to {large}"
     for small, large in zip(configs, configs[1:], strict=False):
-        for field in ("embedding_dim", "num_layers", "num_tokens", "rank", "head_hidden"):
+        for field in ("embedding_dim", "num_layers", "fmb_tokens", "lcb_tokens", "rank", "head_hidden"):
             assert getattr(small.model, field) < getattr(large.model, field), field
         for field in ("num_heads", "num_summary", "num_seeds", "num_recent"):
             assert getattr(small.model, field) <= getattr(large.model, field), field
