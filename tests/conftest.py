@@ -1,4 +1,4 @@
-"""Every test runs on 8 forced CPU devices, with a compilation cache shared by all of them."""
+"""Every test runs on 8 forced CPU devices, with types enforced, and with a compilation cache shared by all of them."""
 
 import os
 import pathlib
@@ -10,6 +10,10 @@ if not ON_GPU:
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every annotation of every function is checked on every call: shapes and dtypes by jaxtyping, the rest by beartype.
+install_import_hook(["gem_jax", "pallas_kernels"], "beartype.beartype")
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -21,6 +25,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 def pytest_configure(config):
     if ON_GPU:  # the GPU tests run on any Hopper GPU, also on one that nobody tuned for
         config.addinivalue_line("filterwarnings", "ignore:No tile sizes were tuned:UserWarning")
+        config.addinivalue_line("filterwarnings", "ignore:.*does not run on its faster backend:UserWarning")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class BenchDataConfig:
 
     columns: Schema
     """What the examples are."""
-    lengths: dict[str, tuple[float, ...]]
+    lengths: dict[str, tuple[int, ...]]
     """Source -> its histories' lengths at the quantiles 0, .1, .25, .5, .75, .9 and 1, in events; linear between them."""
     examples: int = 1_000_000
     """Of the training part; the test part has a hundredth of it."""

@@ -16,7 +16,7 @@ from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(share: Float[Array, " P/S"], dtype) -> Float[Array, " P"]:
+def gather(share: Float[Array, " p"], dtype) -> Float[Array, " P"]:
     """The whole vector from every device's share, in `dtype`; its gradient is the group's sum, cut, in float32.
 
     Cast before it travels: a bfloat16 model moves half the bytes. Gradients are summed in float32, since a sum over many devices in

@@ -5,6 +5,7 @@ Slots are what is kept for a parameter: "value" and the optimizer's, which so li
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ SMALL = 2**16
 """Parameters of fewer numbers lie whole on every device while they are by name."""
 
 
-def abstract_vectors(buckets: Buckets) -> Vectors:
+def abstract_vectors(buckets: Buckets) -> dict[str, jax.ShapeDtypeStruct]:
     """The buckets as shapes."""
     return {name: jax.ShapeDtypeStruct((bucket.size,), jnp.float32) for name, bucket in buckets.buckets.items()}
 
@@ -119,9 +120,9 @@ def _sharding(shape: tuple[int, ...], mesh: Mesh) -> Sharding:
     return NamedSharding(mesh, P(SHARD) if is_cut else P())
 
 
-def _slots(dense_opt, buckets: Buckets) -> tuple[dict[str, Vectors], dict[str, Array]]:
+def _slots(dense_opt: Any, buckets: Buckets) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """An optimizer's state taken apart: slot -> what it keeps for every bucket, and name -> its other numbers."""
-    slots: dict[str, Vectors] = {}
+    slots: dict[str, dict[str, Any]] = {}
     numbers = {}
     for path, x in jax.tree_util.tree_flatten_with_path(dense_opt)[0]:
         slot, bucket = _place(path, buckets)
@@ -132,7 +133,7 @@ def _slots(dense_opt, buckets: Buckets) -> tuple[dict[str, Vectors], dict[str, A
     return slots, numbers
 
 
-def _with_slots(dense_opt, buckets: Buckets, slots: dict[str, Vectors], numbers: dict[str, Array]):
+def _with_slots(dense_opt: Any, buckets: Buckets, slots: dict[str, Vectors], numbers: dict[str, Array]):
     """The inverse of `_slots`, in the structure of `dense_opt`."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(dense_opt)
     places = [_place(path, buckets) for path, _ in paths]

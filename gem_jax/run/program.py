@@ -250,13 +250,21 @@ class Program:
             "schema": to_dict(self.schema),
             "mesh": dict(self.mesh.shape),
             "placement": {t.name: {"scheme": t.scheme, "owner": t.owner} for t in tables.tables},
-            "versions": {"jax": jax.__version__, "gem_jax": importlib.metadata.version("gem_jax")},
+            "versions": {"jax": jax.__version__, "gem_jax": _version()},
         }
 
     def count_parameters(self) -> dict[str, int]:
         """Numbers of dense and table parameters, without what pads them to the mesh."""
         width = table_width(self.config.model, self.schema)
         return {"dense": self.parts.buckets.num_parameters, "tables": width * sum(t.rows for t in self.schema.tables)}
+
+
+def _version() -> str | None:
+    """Of gem_jax; None where it runs from a folder without being installed."""
+    try:
+        return importlib.metadata.version("gem_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _build(config: Config, schema: Schema, key: jax.Array | int) -> nnx.Module:

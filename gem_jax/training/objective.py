@@ -4,7 +4,7 @@ Shape letters: B examples, N tasks.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from gem_jax.errors import UserError
 from gem_jax.models.outputs import Outputs
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A pure function of one device's outputs and batch."""
 
@@ -29,6 +30,7 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
 class ObjectiveConfig(Protocol):
     """A frozen dataclass that names an objective in a config; a config file may bring its own."""
 

@@ -41,23 +41,6 @@ def manifest(config=CONFIG, data=DATA) -> Manifest:
     )
 
 
-@pytest.fixture(autouse=True)
-def differences(monkeypatch):
-    """A stand-in for the config's own comparison."""
-
-    def differ(old, new, path=""):
-        found = {}
-        for key in old.keys() | new.keys():
-            before, after, name = old.get(key), new.get(key), f"{path}{key}"
-            if isinstance(before, dict) and isinstance(after, dict):
-                found |= differ(before, after, f"{name}.")
-            elif before != after:
-                found[name] = (before, after)
-        return found
-
-    monkeypatch.setattr("gem_jax.config.differences", differ, raising=False)
-
-
 def changed(field: str, value) -> dict:
     config = copy.deepcopy(CONFIG)
     *way, last = field.split(".")

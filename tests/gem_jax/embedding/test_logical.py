@@ -6,23 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gem_jax.embedding.tables import Tables
 
 from gem_jax.data.schema import Schema, Table, Task
 from gem_jax.embedding.config import TablesConfig
 from gem_jax.embedding.placement import Placement
 from gem_jax.embedding.row_optimizers import RowOptimizer, Slot
+from gem_jax.embedding.tables import Tables
 from gem_jax.parallel.mesh import make_mesh
 
 DIM = 8
-ROWS = {"user": 300, "ad": 64, "hour": 5, "page/topic": 56}
+ROWS = {"user": 300, "ad": 64, "hour": 5, "page_topic": 56}
 TABLES = tuple(Table(name=name, rows=rows) for name, rows in ROWS.items())
 SCHEMA = Schema(tables=TABLES, categoricals=(), tasks=(Task(name="click"),), domains=("feed",))
 SCHEMES = {
     "rows": {},
     "columns": dict.fromkeys(ROWS, "columns"),
     "tables": dict.fromkeys(ROWS, "tables"),
-    "mixed": {"user": "columns", "ad": "rows", "hour": "tables", "page/topic": "tables"},
+    "mixed": {"user": "columns", "ad": "rows", "hour": "tables", "page_topic": "tables"},
 }
 
 

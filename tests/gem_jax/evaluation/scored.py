@@ -19,6 +19,8 @@ def host_columns(labels: np.ndarray, **columns) -> HostColumns:
         weight=np.ones(size, np.float32),
         user=np.arange(size),
         true_probability=np.full(labels.shape, np.nan, np.float32),
+        example_id=np.arange(size),
+        time_s=np.full(size, -1),
         num_examples=size,
         truncated={},
         position=size,

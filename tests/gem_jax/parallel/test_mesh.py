@@ -1,23 +1,16 @@
-"""The mesh a user asks for, or a sentence with the numbers; which array lies where."""
+"""The mesh a user asks for, or a sentence with the numbers; batches on it."""
 
 import os
-import re
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
-from gem_jax.embedding.sharded import TablesConfig
-from gem_jax.models import DLRMConfig
+from gem_jax.errors import UserError
 from gem_jax.parallel.mesh import MeshConfig, local_devices, make_mesh, num_mesh_devices, single_device_mesh
-from gem_jax.parallel.sharding import place_batch, spec_of, state_specs
+from gem_jax.parallel.sharding import place_batch
 from gem_jax.parallel.xla_flags import GPU_FLAGS, with_flags
-from gem_jax.training.optimizer import OptimizerConfig
-from gem_jax.training.state import abstract_state
-from tests.gem_jax.models.batches import FULL
 
 
 @pytest.mark.parametrize(
@@ -42,12 +35,12 @@ def test_devices_of_a_mesh(config, expected):
     ],
 )
 def test_a_mesh_that_does_not_fit(config, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         num_mesh_devices(config, 8)
 
 
 def test_numbers_below_one_are_refused():
-    with pytest.raises(ValueError, match="mesh.shard=0 must be at least 1"):
+    with pytest.raises(UserError, match="mesh.shard=0 must be at least 1"):
         MeshConfig(shard=0)
 
 
@@ -55,38 +48,6 @@ def test_shards_of_a_group_are_neighbours():
     mesh = make_mesh(2, 4)
     assert [[d.id for d in row] for row in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert local_devices(mesh) == 8 and local_devices(single_device_mesh()) == 1
-
-
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam", "sgd"])
-@pytest.mark.parametrize("schemes", [{}, {"user": "columns", "ad": "tables"}], ids=["rows", "mixed"])
-@pytest.mark.parametrize("fully_sharded", [False, True])
-def test_every_array_of_a_state_has_a_place(optimizer, schemes, fully_sharded):
-    setup, state = abstract_state(
-        DLRMConfig(embedding_dim=8, bottom_hidden=(8,), top_hidden=(16,)),
-        FULL,
-        OptimizerConfig(table_optimizer=optimizer),
-        mesh=make_mesh(2, 4),
-        tables=TablesConfig(schemes=schemes, fully_sharded=fully_sharded),
-    )
-    assert jax.tree.structure(setup.specs, is_leaf=lambda x: isinstance(x, P)) == jax.tree.structure(state)
-    shares = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x.size / np.prod(x.sharding.shard_shape(x.shape))
-        for path, x in jax.tree_util.tree_flatten_with_path(state)[0]
-        if x.shape
-    }
-    for path, share in shares.items():
-        if path.startswith("tables/"):
-            whole_rows = re.search("columns/accumulator$", path) is not None
-            assert share == (1 if whole_rows else 4) * (2 if fully_sharded else 1), path
-        else:
-            assert share == (4 if path.startswith("dense") else 1), path
-
-
-def test_an_array_without_a_rule_is_an_error():
-    with pytest.raises(ValueError, match="no sharding rule for 'momentum/dense'; add one to"):
-        spec_of("momentum/dense", fully_sharded=False)
-    with pytest.raises(ValueError, match="no sharding rule for 'other'"):
-        state_specs({"other": np.zeros(3)})
 
 
 def test_a_batch_is_cut_over_all_devices():

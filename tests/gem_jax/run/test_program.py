@@ -95,9 +95,15 @@ def embedded_by_hand(tables: dict[str, jax.Array], batch: Batch) -> Embedded:
     return Embedded(features=features, events=events)
 
 
+def logits_by_hand(program: Program, dense: nnx.State, tables: dict[str, jax.Array], batch: Batch) -> jax.Array:
+    """Without base logits."""
+    embedded = embedded_by_hand(tables, batch)
+    return forward(program.parts, dense, embedded, jax.tree.map(jnp.asarray, batch), None).logits
+
+
 def loss_by_hand(program: Program, dense: nnx.State, tables: dict[str, jax.Array], batch: Batch) -> jax.Array:
     """The loss as a function of the whole tables: every lookup is an ordinary index."""
-    logits = forward(program.parts, dense, embedded_by_hand(tables, batch), batch, None).logits + BASE_LOGITS
+    logits = logits_by_hand(program, dense, tables, batch) + BASE_LOGITS
     observed = ~np.isnan(batch.labels)
     losses = optax.sigmoid_binary_cross_entropy(logits, np.nan_to_num(batch.labels))
     weight = batch.weight * np.array([1.0, 2.0, 1.0])[batch.domain]
@@ -190,7 +196,7 @@ def test_the_state_is_donated():
 def test_signals_are_summed(stepped):
     program, before, _, outputs = stepped
     np.testing.assert_array_equal(outputs["signals"], 0)
-    signals = np.array([[1, 250, 0, 1]], np.int32)
+    signals = jnp.array([[1, 250, 0, 1]], jnp.int32)
     np.testing.assert_array_equal(
         program.train_step(copy(before), make_batch(), PROGRESS, signals)[1]["signals"], signals[0]
     )

@@ -16,7 +16,7 @@ EPS = np.finfo(np.float32).eps
 
 def multitask_loss(logits, labels, weight, domain, by_task, by_domain):
     """The objective's sum, as a function of arrays."""
-    return objective(by_task, by_domain)(Outputs(logits=logits), batch_of(labels, weight, domain))[0]
+    return objective(by_task, by_domain)(Outputs(logits=jnp.asarray(logits)), batch_of(labels, weight, domain))[0]
 
 
 def objective(by_task, by_domain) -> MultiTask:
@@ -26,7 +26,8 @@ def objective(by_task, by_domain) -> MultiTask:
 
 def batch_of(labels, weight, domain) -> Batch:
     none = np.zeros((len(weight), 0), np.float32)
-    return Batch(ids={}, dense=none, vectors={}, sequences={}, labels=labels, domain=domain, weight=weight)
+    columns = dict(labels=jnp.asarray(labels), domain=jnp.asarray(domain), weight=jnp.asarray(weight))
+    return Batch(ids={}, dense=none, vectors={}, sequences={}, **columns)
 
 
 def example(num_slots: int = 50, filled: int = 43):
@@ -104,7 +105,7 @@ def test_cross_entropy_is_finite_for_any_logit():
 
 def test_the_measures_are_each_tasks_own_loss():
     logits, labels, weight, domain, by_task, by_domain = example()
-    _, measures = objective(by_task, by_domain)(Outputs(logits=logits), batch_of(labels, weight, domain))
+    _, measures = objective(by_task, by_domain)(Outputs(logits=jnp.asarray(logits)), batch_of(labels, weight, domain))
     assert list(measures) == ["loss/task0", "loss/task1", "loss/task2"]
     for n in range(3):
         only = np.where(np.arange(3) == n, np.float32(1), np.float32(0))

@@ -1,6 +1,7 @@
 """The schedule, and clipped AdamW on buckets against a float64 loop."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,16 +28,16 @@ EPS = np.finfo(np.float32).eps
 def test_schedule(progress, expected):
     config = OptimizerConfig(warmup=0.2, final=0.1)
     # Around the floor the cosine is 1 to within (pi 0.0005)^2.
-    np.testing.assert_allclose(schedule(config, np.float32(progress)), expected, rtol=1e-5)
+    np.testing.assert_allclose(schedule(config, jnp.float32(progress)), expected, rtol=1e-5)
 
 
 def test_schedule_without_warmup_starts_at_the_peak():
-    assert schedule(OptimizerConfig(warmup=0.0), np.float32(0)) == 1.0
+    assert schedule(OptimizerConfig(warmup=0.0), jnp.float32(0)) == 1.0
 
 
 def test_schedule_rises_and_falls():
     config = OptimizerConfig(warmup=0.25, final=0.0)
-    factors = np.array([schedule(config, np.float32(p)) for p in np.linspace(0, 1, 101)])
+    factors = np.array([schedule(config, jnp.float32(p)) for p in np.linspace(0, 1, 101)])
     top = int(factors.argmax())
     assert 20 <= top <= 25 and (np.diff(factors[1 : top + 1]) > 0).all() and (np.diff(factors[top:]) < 0).all()
     assert (factors >= 0).all() and factors[-1] == pytest.approx(0, abs=1e-6)
@@ -85,7 +86,7 @@ def test_dense_optimizer_matches_adamw(clip_norm):
     for _ in range(3):
         grads = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
         norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in grads.values()))
-        clip = clip_factor(config, np.float32(norm))
+        clip = clip_factor(config, jnp.float32(norm))
         updates, state = optimizer.update({name: g * clip for name, g in grads.items()}, state, params)
         expected = reference(grads, params)
         for name in sizes:
