@@ -36,9 +36,12 @@ def trained() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The state by name after a few steps on one device, and after as many again."""
     program = program_at((1, 1), "rows")
     first = take_steps(program, program.init(0, BASE_LOGITS), range(STEPS)).state
-    return first, take_steps(
-        program, program.from_logical(jax.tree.map(jnp.asarray, first)), range(STEPS, 2 * STEPS)
-    ).state
+    return first, take_steps(program, placed_on(program, first), range(STEPS, 2 * STEPS)).state
+
+
+def placed_on(program: Program, arrays: dict[str, np.ndarray]):
+    """The state that these arrays make."""
+    return program.from_logical(jax.tree.map(jnp.asarray, arrays))
 
 
 def test_there_is_something_to_get_wrong():
@@ -56,7 +59,7 @@ def test_it_comes_back_to_the_last_bit(mesh, layout):
     """There and back: whatever the place that a checkpoint was made in, what it holds is the same, so any place restores it."""
     first, _ = trained()
     program = program_at(mesh, layout)
-    state = program.from_logical(jax.tree.map(jnp.asarray, first))
+    state = placed_on(program, first)
     for x, shape in zip(jax.tree.leaves(state), jax.tree.leaves(program.shapes()), strict=True):
         assert x.sharding.is_equivalent_to(shape.sharding, x.ndim)
     back = program.to_logical(state)
@@ -74,7 +77,7 @@ GOES_ON = [((1, 8), "rows"), ((2, 4), "mixed, fully sharded"), ((4, 2), "columns
 def test_training_goes_on_as_on_the_old_mesh(mesh, layout):
     first, second = trained()
     program = program_at(mesh, layout)
-    found = take_steps(program, program.from_logical(jax.tree.map(jnp.asarray, first)), range(STEPS, 2 * STEPS)).state
+    found = take_steps(program, placed_on(program, first), range(STEPS, 2 * STEPS)).state
     for name, x in second.items():
         assert_same_array(name, found[name], x)
 
@@ -86,12 +89,6 @@ def test_evaluation_is_the_same_to_the_last_bit_where_the_packed_batches_are():
     for mesh, layout in (((1, 8), "rows"), ((8, 1), "rows"), ((2, 4), "columns"), ((2, 4), "mixed, fully sharded")):
         program = program_at(mesh, layout)
         _, batch = batch_of_step(source, program, 0)
-        logits.append(
-            np.asarray(
-                program.eval_step(
-                    program.from_logical(jax.tree.map(jnp.asarray, first)), place_batch(batch, program.mesh)
-                )
-            )
-        )
+        logits.append(np.asarray(program.eval_step(placed_on(program, first), place_batch(batch, program.mesh))))
     for other in logits[1:]:
         np.testing.assert_array_equal(other, logits[0])

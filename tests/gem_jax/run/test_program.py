@@ -236,9 +236,7 @@ def test_dropout_differs_by_step_and_is_off_in_evaluation():
 
     dense = program.parts.buckets.unflatten(state.dense)
     tables = jax.tree.map(jnp.asarray, tables_of(program, state))
-    plain = jax.jit(lambda d, t: forward(program.parts, d, embedded_by_hand(t, batch), batch, None).logits)(
-        dense, tables
-    )
+    plain = jax.jit(lambda d, t: logits_by_hand(program, d, t, batch))(dense, tables)
     np.testing.assert_allclose(evaluated, plain + BASE_LOGITS, rtol=1e-5, atol=1e-6)
 
     def logits_at(number: int) -> np.ndarray:

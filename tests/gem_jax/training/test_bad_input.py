@@ -137,7 +137,7 @@ def test_no_config_file(here, capfd):
     [
         (
             ("BatchConfig(examples=16)", "BatchConfig(slots=16)"),
-            "TypeError: .*(unexpected keyword argument 'slots'|required keyword-only argument: 'examples')",
+            "TypeError: .*(argument 'slots'|argument: 'examples')",
         ),
         (("def get_config():", "def get_config()"), "SyntaxError: expected ':'"),
         (("import pathlib", "import absent_package"), "ModuleNotFoundError: No module named 'absent_package'"),
