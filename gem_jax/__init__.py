@@ -2,7 +2,7 @@
 
     from gem_jax.config import load                       a config file as a tree of dataclasses, with overrides
     from gem_jax.train import train                       trains it and evaluates it; a run folder and a Result
-    from gem_jax.training.step import make_eval_step      predicts with the Result's setup and state
+    from gem_jax.run.program import Program               a run's functions: train_step, eval_step, score, its state by name
 
 `notebooks/quickstart.ipynb` uses all three. Nothing is imported here, so that every part can be used alone.
 """

@@ -96,7 +96,9 @@ def read(command: Command, arguments: list[str]) -> Request:
     """
     fields = {f.name: f for f in dataclasses.fields(command.options)}
     hints = typing.get_type_hints(command.options)
-    paths, overrides, options = [], [], {}
+    paths: list[str] = []
+    overrides: list[str] = []
+    options: dict[str, Any] = {}
     wants_help = False
     words = list(arguments)
     while words:
@@ -170,7 +172,7 @@ def _help(command: Command, config: Config | None) -> typing.NoReturn:
 
 def _with_fields(options: type, config: Config) -> tuple[type, Any]:
     """A dataclass of the options and the config's fields, of the types that these have in this config, for tyro to show."""
-    fields = []
+    fields: list[tuple[str, Any, Any]] = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):

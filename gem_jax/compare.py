@@ -9,7 +9,6 @@ both. Every run leaves its own run folder, as `gem_jax.train` does.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 import subprocess
@@ -21,9 +20,8 @@ from rich.console import Console
 
 from gem_jax.cli import Command, Request, run
 from gem_jax.config import Config, ConfigError, override
-from gem_jax.errors import UserError
 from gem_jax.evaluation.metrics import METRICS, share_closed
-from gem_jax.files import write_text
+from gem_jax.files import read_rows, write_rows
 from gem_jax.report.formats import format_number
 from gem_jax.train import train
 
@@ -66,26 +64,9 @@ def _body(request: Request) -> int:
     for row in measure(request.paths, request.configs, options.seeds):
         rows.append(row)
         if options.json is not None:  # written as they come: a broken sweep keeps what it measured
-            write_text(pathlib.Path(options.json), "[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+            write_rows(pathlib.Path(options.json), rows)
     print(markdown(rows))
     return 0
-
-
-def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows that `measure` made.
-
-    Raises:
-      UserError: the file cannot be read, or holds something else.
-    """
-    try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"'{path}' cannot be read as rows of a comparison ({error}); name a file that --json wrote"
-        ) from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "config" in row for row in rows):
-        raise UserError(f"'{path}' holds no rows of a comparison; name a file that --json wrote")
-    return rows
 
 
 def measure(paths: Sequence[str], configs: Sequence[Config], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:

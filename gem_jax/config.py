@@ -6,6 +6,7 @@ python -m gem_jax.train configs/gem_debug.py:no_pyramid                        a
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import math
@@ -255,7 +256,7 @@ def _module_of(file: pathlib.Path) -> types.ModuleType:
         raise ConfigError(f"config file '{file}' is not a Python file; name one of configs/*.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where the types of the file's own dataclasses are looked up
-    _called(lambda: spec.loader.exec_module(module), str(file))
+    _called(functools.partial(spec.loader.exec_module, module), str(file))
     return module
 
 

@@ -1,8 +1,10 @@
-"""Writing files so that a reader sees the old content or the whole new one, never a part."""
+"""Writing files so that a reader sees the old content or the whole new one, never a part; and files of measured rows."""
 
 import json
 import pathlib
 from typing import Any
+
+from gem_jax.errors import UserError
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -20,3 +22,23 @@ def write_json(path: pathlib.Path, value: Any) -> None:
       ValueError: a number is NaN or infinite, which JSON does not have.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """Writes measured rows as a JSON list, one row a line, so that a diff shows what was measured anew."""
+    write_text(path, "[\n" + ",\n".join(json.dumps(row, allow_nan=False) for row in rows) + "\n]\n")
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """What `write_rows` wrote.
+
+    Raises:
+      UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read as measured rows ({error}); name a file that --json wrote") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "config" in row for row in rows):
+        raise UserError(f"'{path}' holds no measured rows; name a file that --json wrote")
+    return rows

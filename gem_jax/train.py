@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from gem_jax.checkpoint.resume import Change
 from gem_jax.checkpoint.run_folder import new_run_folder, newest_run_folder
 from gem_jax.cli import Command, Request, run
 from gem_jax.config import Config, ConfigError, to_dict
@@ -129,7 +130,8 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
     find = newest_run_folder if options.resume else new_run_folder
     run_dir = pathlib.Path(processes.first_process_says(str(find(config.runs_dir, config.name))))
     saves = Saves(run_dir, program, loader, splits.identity(), lambda line: _say(console, line))
-    progress, changes = Progress(), ()
+    progress = Progress()
+    changes: tuple[Change, ...] = ()
     if options.resume:
         state, progress, changes = saves.resume()
     else:

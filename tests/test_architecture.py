@@ -54,3 +54,42 @@ def test_models_know_nothing_of_training():
     for folder in ("gem_jax/models", "gem_jax/nn"):
         for path, names in imports_under(folder).items():
             assert not [n for n in names if n.startswith("gem_jax.training")], path
+
+
+ROOMS = (
+    ("errors",),
+    ("files",),
+    ("data",),
+    ("parallel", "precision"),
+    ("embedding",),
+    ("nn",),
+    ("models",),
+    ("training", "evaluation"),
+    ("report", "checkpoint"),
+    ("bench",),
+    ("config",),
+    ("cli", "run"),
+    ("train", "scale"),
+    ("compare",),
+)
+"""From the bottom up. A room imports from those below it and from itself; rooms of one line do not know each other."""
+
+LEAVES = ("gem_jax.checkpoint.config",)
+"""Modules of a room above that a room below may import: plain dataclasses of a config."""
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_rooms_import_downwards_only():
+    floor = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
+    found = {path: names for path, names in imports_under("gem_jax").items() if path != "gem_jax/__init__.py"}
+    for path, names in found.items():
+        own = pathlib.Path(path).parts[1].removesuffix(".py")
+        assert own in floor, f"{path}: give '{own}' a place in ROOMS"
+        for name in names:
+            other = room_of(name) if name.startswith("gem_jax.") else None
+            if other is None or other == own or name in LEAVES:
+                continue
+            assert floor[other] < floor[own], f"{path} imports {name}: '{other}' does not lie below '{own}'"

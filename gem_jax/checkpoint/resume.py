@@ -82,7 +82,7 @@ def differences(old: Any, new: Any, field: str = "") -> dict[str, tuple[Any, Any
     """Dotted field -> (old, new) of two trees of dicts, where they differ; None for what is on one side alone. Lists are leaves."""
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return {} if old == new else {field: (old, new)}
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(old.keys() | new.keys()):
         found |= differences(old.get(key), new.get(key), f"{field}.{key}" if field else str(key))
     return found

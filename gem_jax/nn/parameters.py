@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -82,7 +83,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
-def positional_kinds(build: Callable[[Schema], nnx.Module], schema: Schema) -> dict[str, str]:
+def positional_kinds(build: Callable[[Schema], Any], schema: Schema) -> dict[str, str]:
     """Which kinds of a schema's members a model tells apart by their place alone, so that none may be added, removed or reordered.
 
     The model is built, without arrays, for the schema with one more member of a kind in front of the others. Then every parameter
@@ -90,7 +91,7 @@ def positional_kinds(build: Callable[[Schema], nnx.Module], schema: Schema) -> d
     came along must be the new member's own, called after it. A kind of which the schema has no member yet may bring any.
 
     Args:
-      build: makes the model for a schema.
+      build: makes the model, an `nnx.Module`, for a schema.
       schema: the one that the model is meant for.
 
     Returns:
@@ -112,7 +113,7 @@ def positional_kinds(build: Callable[[Schema], nnx.Module], schema: Schema) -> d
 _NEW = "(one more)"
 
 
-def _abstract_parameters(build: Callable[[Schema], nnx.Module], schema: Schema) -> dict[tuple, nnx.Variable]:
+def _abstract_parameters(build: Callable[[Schema], Any], schema: Schema) -> dict[tuple, nnx.Variable]:
     return dict(nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: build(schema)))))
 
 

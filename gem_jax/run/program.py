@@ -24,7 +24,7 @@ from gem_jax.config import Config, to_dict
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
 from gem_jax.embedding.tables import Tables
-from gem_jax.models.outputs import Outputs, table_width
+from gem_jax.models.outputs import Model, Outputs, table_width
 from gem_jax.nn.parameters import positional_kinds
 from gem_jax.parallel.arrays import ArraySpec
 from gem_jax.parallel.mesh import EVERYWHERE, SHARD
@@ -267,5 +267,5 @@ def _version() -> str | None:
         return None
 
 
-def _build(config: Config, schema: Schema, key: jax.Array | int) -> nnx.Module:
+def _build(config: Config, schema: Schema, key: jax.Array | int) -> Model:
     return config.model.build(schema, policy=config.precision, rngs=nnx.Rngs(key))

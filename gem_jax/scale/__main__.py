@@ -20,9 +20,8 @@ from typing import Any
 import jax
 
 from gem_jax.cli import Command, Request, run
-from gem_jax.compare import read_rows
 from gem_jax.config import Config, ConfigError
-from gem_jax.files import write_text
+from gem_jax.files import read_rows, write_rows
 from gem_jax.parallel import xla_flags
 from gem_jax.parallel.mesh import REPLICA, SHARD, MeshConfig
 from gem_jax.scale.aot import CompiledStep, compile_step, gpu_devices
@@ -71,7 +70,7 @@ def _body(request: Request) -> int:
             rows.append(measure(config, list(request.overrides), replica, shard))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
             if file is not None:
-                write_text(file, "[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+                write_rows(file, rows)
     print(markdown(rows))
     return 0
 

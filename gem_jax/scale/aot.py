@@ -73,12 +73,13 @@ def compile_step(config: Config, schema: Schema, devices: Sequence[jax.Device] |
     """
     plan = RunPlan.of(config, schema, devices)
     compiled = Program.of(config, schema, plan).lower().compile()
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None  # of a compiled program on any platform
     return CompiledStep(
         replica=plan.mesh.shape[REPLICA],
         shard=plan.mesh.shape[SHARD],
         state_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         predicted_bytes=plan.memory.total,
-        collectives=hlo.collectives(compiled.as_text(), dict(plan.mesh.shape)),
+        collectives=hlo.collectives(text, dict(plan.mesh.shape)),
     )

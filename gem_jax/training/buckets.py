@@ -8,6 +8,7 @@ Shape letters: P numbers of a bucket, zeros at its end included.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,9 @@ class Buckets:
         Every parameter must have been made by `gem_jax.nn.parameters.parameter`, which gives it its metadata.
         """
         multiple = math.lcm(DIVISOR, num_shards)
-        members, filled, kinds = [], {}, {}
+        members: list[Member] = []
+        filled: dict[str, int] = {}
+        kinds: dict[str, dict[str, Any]] = {}
         variables, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
         for path, variable in variables:
             name, kind = jax.tree_util.keystr(path, simple=True, separator="/"), variable.get_metadata()
