@@ -17,9 +17,6 @@ from gem_jax.data.source import Splits, numbered
 from gem_jax.data.synthetic import hashing
 from gem_jax.errors import UserError
 
-QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-"""Of the lengths that `BenchDataConfig.lengths` names."""
-
 BASE_RATE = 0.05
 """Of every label."""
 
@@ -33,20 +30,25 @@ class BenchDataConfig:
     columns: Schema
     """What the examples are."""
     lengths: dict[str, tuple[int, ...]]
-    """Source -> its histories' lengths at the quantiles 0, .1, .25, .5, .75, .9 and 1, in events; linear between them."""
+    """Source -> lengths of its histories in events, each as likely as the others; one that is likelier stands more than once."""
     examples: int = 1_000_000
     """Of the training part; the test part has a hundredth of it."""
     seed: int = 0
     """Another seed, other numbers of the same distribution."""
 
     def __post_init__(self):
-        for source in self.columns.sequences:
-            values = self.lengths.get(source.name, ())
-            if len(values) != len(QUANTILES) or list(values) != sorted(values) or values[-1] > source.max_len:
+        sources = {s.name: s.max_len for s in self.columns.sequences}
+        if sources.keys() != self.lengths.keys():
+            raise UserError(
+                f"data.lengths names {sorted(self.lengths)} and the sources are {sorted(sources)}; name each once"
+            )
+        for name, values in self.lengths.items():
+            if not values or min(values) < 0 or max(values) > sources[name]:
                 raise UserError(
-                    f"data.lengths.{source.name}={values} must be {len(QUANTILES)} rising numbers up to the source's max_len "
-                    f"of {source.max_len}"
+                    f"data.lengths.{name}={values} must be numbers from 0 to the source's max_len of {sources[name]}"
                 )
+        if self.seed < 0:
+            raise UserError(f"data.seed={self.seed} must not be negative")
         if self.examples < 100:
             raise UserError(f"data.examples={self.examples} must be at least 100")
 
@@ -95,8 +97,9 @@ class BenchSource:
         )
 
     def _histories(self, source: Sequence, indices: np.ndarray) -> Histories:
+        choices = np.array(self._config.lengths[source.name], np.int32)
         place = self._uniform(f"length {source.name}", indices, 1)[:, 0]
-        lengths = np.interp(place, QUANTILES, self._config.lengths[source.name]).round().astype(np.int32)
+        lengths = choices[(place * len(choices)).astype(np.int64)]
         keep = np.arange(source.max_len) < lengths[:, None]
         ids = {
             a.name: self._ids(f"event {source.name} {a.name}", a.table, "event", indices, source.max_len)[keep]
