@@ -138,9 +138,21 @@ def _is_field(name: str) -> bool:
 
 def _unknown(word: str, options: list[str]) -> str:
     shown = [f"--{name.replace('_', '-')}" for name in options] + ["--help"]
-    close = difflib.get_close_matches(word, shown, n=1)
+    close = difflib.get_close_matches(word, shown, n=1) or _fields_named(word.lstrip("-"))
     hint = f"did you mean {close[0]}? " if close else ""
     return f"unknown flag {word}; {hint}there are {', '.join(shown)}, and fields as a.b=value or --a.b=value"
+
+
+def _fields_named(word: str) -> list[str]:
+    """Fields of a config's groups with this last name or nearly so, dotted."""
+    groups = typing.get_type_hints(Config)
+    dotted = {
+        f.name: f"{g}.{f.name}"
+        for g, kind in groups.items()
+        if dataclasses.is_dataclass(kind)
+        for f in dataclasses.fields(kind)
+    }
+    return [f"{dotted[name]}=<value>" for name in difflib.get_close_matches(word.replace("-", "_"), dotted, n=1)]
 
 
 def _check_count(command: Command, paths: list[str]) -> None:

@@ -54,12 +54,16 @@ def main(arguments: list[str]) -> int:
 def _body(request: Request) -> int:
     options = request.options
     if options.table is not None:
+        if request.configs or request.overrides:
+            raise ConfigError("--table prints a file and trains nothing; leave the configs and their fields away")
         print(markdown(read_rows(pathlib.Path(options.table))))
         return 0
     if not request.configs:
         raise ConfigError(
             "name the configs to compare, e.g. python -m gem_jax.compare configs/gem_debug.py --seeds 0,1,2"
         )
+    if any(assignment.startswith("train.seed=") for assignment in request.overrides):
+        raise ConfigError("train.seed is what --seeds sets; write --seeds in its place, e.g. --seeds 0,1,2")
     rows = []
     for row in measure(request.paths, request.configs, options.seeds):
         rows.append(row)

@@ -6,10 +6,13 @@ python -m gem_jax.train configs/gem_debug.py:no_pyramid                        a
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib.util
+import inspect
 import io
 import math
+import os
 import pathlib
 import sys
 import types
@@ -34,6 +37,9 @@ TYRO = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 
 ENTRY = "get_config"
 """The function of a config file that is called where no variant is named."""
+
+_LONGEST_NAME = 200
+"""Bytes of a run's name: file systems allow 255, and later runs of the same name get a number behind it."""
 
 
 class ConfigError(UserError):
@@ -60,8 +66,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"train.{name}={value} must be positive")
-        if self.seed < 0:
-            raise ConfigError(f"train.seed={self.seed} must not be negative")
+        if not 0 <= self.seed < 2**32:  # JAX would take its last 32 bits, which are another seed's
+            raise ConfigError(f"train.seed={self.seed} must lie in [0, 2^32)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,19 +107,39 @@ class Config:
             or any(c in "/\\" or not c.isprintable() for c in self.name)
         ):
             raise ConfigError(f"name={self.name!r} must be the name of a folder: without '/', and not '.' or '..'")
-        _check_finite(self, "")
+        if len(os.fsencode(self.name)) > _LONGEST_NAME:
+            raise ConfigError(f"name='{self.name[:20]}...' is too long for a folder; use at most {_LONGEST_NAME} bytes")
+        for field, methods in (("data", ("schema", "build")), ("model", ("build",)), ("objective", ("build",))):
+            _check_kind(field, getattr(self, field), methods)
+        for field, kind in typing.get_type_hints(Config).items():
+            if dataclasses.is_dataclass(kind) and not isinstance(getattr(self, field), kind):
+                raise ConfigError(f"{field} is a '{type(getattr(self, field)).__name__}'; it takes a {kind.__name__}")
+        _check_numbers(self, "")
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with other values of top-level fields."""
         return dataclasses.replace(self, **changes)
 
 
-def _check_finite(value: Any, field: str) -> None:
-    """No number anywhere in the tree may be NaN or infinite: it would train in silence, or end in JSON that nobody reads."""
+def _check_kind(field: str, value: Any, methods: tuple[str, ...]) -> None:
+    """What a config file brings must be shown by --help and kept in config.json, and have what a run calls."""
+    kind = type(value)
+    if not dataclasses.is_dataclass(kind) or not getattr(kind, "__dataclass_params__").frozen:  # noqa: B009 (typed nowhere)
+        raise ConfigError(f"{field} is a '{kind.__name__}'; make it an instance of a frozen dataclass")
+    for name in methods:
+        if not callable(getattr(value, name, None)):
+            raise ConfigError(f"{field} is a '{kind.__name__}', which has no method {name}(); add it")
+
+
+def _check_numbers(value: Any, field: str) -> None:
+    """No number anywhere in the tree may be NaN or infinite, or have more than 64 bits: it would train in silence, end in JSON that
+    nobody reads, or in an error of the compiler."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}={value} must be a finite number")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{field}={value} must be a number of at most 64 bits")
     for name, inner in _members(value):
-        _check_finite(inner, f"{field}.{name}" if field else str(name))
+        _check_numbers(inner, f"{field}.{name}" if field else str(name))
 
 
 def _members(value: Any) -> list[tuple[Any, Any]]:
@@ -147,12 +173,12 @@ def from_dict(tree: dict[str, Any], classes: Sequence[type] = ()) -> Any:
 
     Args:
       tree: of a dataclass, a `Config` for one.
-      classes: of the user's own, which the tree may name beside those of gem_jax.
+      classes: of the user's own; only they stand for kinds with "defined_in", and only for those.
 
     Raises:
       ConfigError: a kind or field is unknown, or one without default is missing.
     """
-    known = {c.__name__: c for c in (*_kinds(), *classes)}
+    known = {(c.__name__, False): c for c in _kinds()} | {(c.__name__, True): c for c in classes}
     try:
         return _from_tree(tree, Any, known, "")
     except ConfigError:
@@ -175,19 +201,25 @@ def _kinds() -> list[type]:
     return [*found, *others, TrainConfig, BenchDataConfig]
 
 
-def _from_tree(value: Any, hint: Any, known: dict[str, type], field: str) -> Any:
-    if isinstance(value, dict) and "kind" in value:
-        return _dataclass_from(value, known, field)
-    if isinstance(value, dict):
-        inner = (typing.get_args(hint) or (Any, Any))[1]
+type _Known = dict[tuple[str, bool], type]
+"""(name, whether it is the user's own) -> class."""
+
+
+def _from_tree(value: Any, hint: Any, known: _Known, field: str) -> Any:
+    if isinstance(value, dict) and typing.get_origin(hint) is dict:  # its keys are the user's, "kind" may be one
+        inner = typing.get_args(hint)[1]
         return {k: _from_tree(v, inner, known, f"{field}.{k}") for k, v in value.items()}
+    if isinstance(value, dict):
+        return _dataclass_from(value, known, field)
     if isinstance(value, list):
         return tuple(_from_tree(v, Any, known, f"{field}.{i}") for i, v in enumerate(value))
     return value
 
 
-def _dataclass_from(tree: dict[str, Any], known: dict[str, type], field: str) -> Any:
-    kind = known.get(tree["kind"])
+def _dataclass_from(tree: dict[str, Any], known: _Known, field: str) -> Any:
+    if "kind" not in tree:
+        raise ConfigError(f'{field or "the config"} does not say its "kind"; give what to_dict made')
+    kind = known.get((tree["kind"], "defined_in" in tree))
     if kind is None:
         where = f"; it is defined in {tree['defined_in']}" if "defined_in" in tree else ""
         raise ConfigError(f"{field or 'the config'} is a '{tree['kind']}', which gem_jax does not have{where}")
@@ -227,7 +259,10 @@ def load(path: str | pathlib.Path, overrides: list[str] | None = None) -> Config
     if not callable(function) or (variant and variant not in names):
         if not variant:
             raise ConfigError(f"config file '{file}' has no function {ENTRY}() that returns a Config; add one")
-        raise ConfigError(f"config file '{file}' has no variant '{variant}'; it has {', '.join(names) or 'none'}")
+        unsaid = " (a variant is a function that says -> Config)" if callable(function) else ""
+        raise ConfigError(
+            f"config file '{file}' has no variant '{variant}'{unsaid}; it has {', '.join(names) or 'none'}"
+        )
     config = _called(function, file)
     if not isinstance(config, Config):
         raise ConfigError(f"config file '{file}' has no function {variant or ENTRY}() that returns a Config; add one")
@@ -243,8 +278,13 @@ def variants(module: types.ModuleType) -> list[str]:
         and value.__module__ == module.__name__
         and not name.startswith("_")
         and name != ENTRY
-        and typing.get_type_hints(value).get("return") is Config
+        and _says_config(inspect.get_annotations(value).get("return"))
     ]
+
+
+def _says_config(annotation: Any) -> bool:
+    """Whether it is Config or its name: annotations of the user's file are not evaluated, they may name what is not imported."""
+    return annotation is Config or (isinstance(annotation, str) and annotation.split(".")[-1] == "Config")
 
 
 def _module_of(file: pathlib.Path) -> types.ModuleType:
@@ -284,6 +324,10 @@ def override(config: Config, assignments: list[str]) -> Config:
         if not equals:
             raise ConfigError(f"'{assignment}' is not an override; write field=value, e.g. batch.examples=256")
         changes[name] = parse_value(f"config field '{name}'", text, _type_of(config, name))
+    for name in changes:
+        for outer in changes:
+            if name.startswith(f"{outer}."):
+                raise ConfigError(f"'{outer}' and '{name}' cannot both be set; write the whole value of '{outer}'")
     try:
         return _changed(config, changes)
     except ConfigError:
@@ -305,8 +349,12 @@ def _type_of(config: Config, name: str) -> Any:
         elif dataclasses.is_dataclass(node) and part in (known := [f.name for f in dataclasses.fields(node)]):
             hint, node = typing.get_type_hints(type(node), include_extras=True)[part], getattr(node, part)
         else:
-            fields = ", ".join(known) if dataclasses.is_dataclass(node) else "no fields"
-            raise ConfigError(f"unknown config field '{name}'; {path or 'the config'} has {fields}")
+            fields = known if dataclasses.is_dataclass(node) else []
+            close = difflib.get_close_matches(part, fields, n=1)
+            hint = f"did you mean {f'{path}.' if path else ''}{close[0]}? " if close else ""
+            raise ConfigError(
+                f"unknown config field '{name}'; {hint}{path or 'the config'} has {', '.join(fields) or 'no fields'}"
+            )
         path = f"{path}.{part}" if path else part
     if dataclasses.is_dataclass(node) or isinstance(node, dict):
         raise ConfigError(f"config field '{name}' is a group; set what is in it, as {name}.<field>=<value>")
@@ -325,8 +373,13 @@ def parse_value(what: str, text: str, hint: Any) -> Any:
         with contextlib.redirect_stderr(io.StringIO()):  # our own sentence takes the place of tyro's box
             return tyro.cli(holder, args=["--value", *words], config=TYRO).value
     except SystemExit as error:
-        wanted = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
-        raise ConfigError(f"{what} cannot be '{text}'; it takes {wanted}") from error
+        raise ConfigError(f"{what} cannot be '{text}'; it takes {_wanted(hint)}") from error
+
+
+def _wanted(hint: Any) -> str:
+    if typing.get_origin(hint) is tuple:
+        return f"{_wanted(typing.get_args(hint)[0])} values with commas between them"
+    return hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
 
 
 def _changed(node: Any, changes: dict[str, Any]) -> Any:

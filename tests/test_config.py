@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -75,8 +77,10 @@ def test_overrides_reach_their_fields():
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["train.sed=1"], "unknown config field 'train.sed'; train has .*seed"),
-        (["trian.seed=1"], "unknown config field 'trian.seed'; the config has name"),
+        (["train.sed=1"], "unknown config field 'train.sed'; did you mean train.seed\\? train has .*seed"),
+        (["trian.seed=1"], "unknown config field 'trian.seed'; did you mean train\\? the config has name"),
+        (["train.zebra=1"], "unknown config field 'train.zebra'; train has epochs"),
+        (["name.first=1"], "unknown config field 'name.first'; name has no fields"),
         (["train.seed=one"], "config field 'train.seed' cannot be 'one'; it takes int"),
         (["train.seed"], "is not an override; write field=value"),
         (["objective.task_weights.click=much"], "'objective.task_weights.click' cannot be 'much'; it takes float"),
@@ -90,7 +94,15 @@ def test_overrides_reach_their_fields():
         (["train.epochs=0"], "^train.epochs=0(.0)? must be positive$"),
         (["train.epochs=nan"], "^train.epochs=nan must be positive$"),
         (["train.epochs=inf"], "^train.epochs=inf must be a finite number$"),
-        (["train.seed=-1"], "^train.seed=-1 must not be negative$"),
+        (["train.seed=-1"], r"^train.seed=-1 must lie in \[0, 2\^32\)$"),
+        (["train.seed=4294967296"], r"^train.seed=4294967296 must lie in \[0, 2\^32\)$"),
+        ([f"train.eval_every={2**63}"], "^train.eval_every=9223372036854775808 must be a number of at most 64 bits$"),
+        ([f"data.train_examples={-(2**70)}"], "train_examples=-1180591620717411303424 "),
+        (
+            ["model.fmb_hidden=32", "model.fmb_hidden.0=16"],
+            "'model.fmb_hidden' and 'model.fmb_hidden.0' cannot both be set",
+        ),
+        ([f"name={'n' * 201}"], "^name='nnnnnnnnnnnnnnnnnnnn...' is too long for a folder; use at most 200 bytes$"),
         (["checkpoint.minutes=0"], "^checkpoint.minutes=0.0 must be positive$"),
         (["precision.recompute=everything"], "precision.recompute names 'everything'; the tags are norm"),
         *(([f"name={name}"], "^name=.* must be the name of a folder") for name in ("", ".", "..", "a/b", " a")),
@@ -122,6 +134,20 @@ def test_wrong_files(tmp_path):
         load(f"{tmp_path / 'empty.py'}:small")
     with pytest.raises(ConfigError, match="gem_debug.py' has no variant 'no_piramid'; it has .*no_pyramid"):
         load(f"{DEBUG}:no_piramid")
+    (tmp_path / "silent.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from elsewhere import Thing\n"
+        "from gem_jax.config import Config, load\n\n"
+        f"def get_config():\n    return load({str(DEBUG)!r})\n\n"
+        "def helper(x: 'Thing') -> 'Thing':\n    return x\n\n"
+        "def small() -> 'Config':\n    return get_config().replace(name='small')\n\n"
+        "def large():\n    return get_config()\n"
+    )
+    assert load(tmp_path / "silent.py") == load(DEBUG) and load(f"{tmp_path / 'silent.py'}:small").name == "small"
+    with pytest.raises(
+        ConfigError, match=r"no variant 'large' \(a variant is a function that says -> Config\); it has small"
+    ):
+        load(f"{tmp_path / 'silent.py'}:large")
     (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
     with pytest.raises(ConfigError, match="broken.py' fails with ZeroDivisionError: division by zero"):
         load(tmp_path / "broken.py")
@@ -197,6 +223,11 @@ def test_any_config_comes_back_from_json(given):
         ),
         (lambda d: d["train"].update(sed=1), "^unknown field 'sed' of train; TrainConfig has epochs"),
         (lambda d: d.pop("data"), "^field 'data' of the config is missing$"),
+        (lambda d: d["model"].pop("kind"), "^model does not say its "),
+        (
+            lambda d: d["model"].update(kind="DLRMConfig", defined_in="my.py"),  # one of gem_jax is called so too
+            "^model is a 'DLRMConfig', which gem_jax does not have; it is defined in my.py$",
+        ),
         (lambda d: d["train"].update(epochs=-1), "^train.epochs=-1 must be positive$"),
     ],
 )
@@ -205,6 +236,59 @@ def test_wrong_trees(change, message):
     change(tree)
     with pytest.raises(ConfigError, match=message):
         from_dict(tree)
+
+
+def test_a_dicts_keys_are_the_users():
+    config = override(load(DEBUG), ["objective.task_weights.kind=2", "optimizer.group_rates.defined_in=3"])
+    assert from_dict(to_dict(config)) == config
+
+
+WRONG = """
+import dataclasses
+from gem_jax.config import ConfigError, Policy, load
+
+class Bare:
+    pass
+
+@dataclasses.dataclass
+class Melting:
+    def build(self, schema): ...
+
+@dataclasses.dataclass(frozen=True)
+class Idle:
+    pass
+
+def attempt(**changes):
+    try:
+        load({debug!r}).replace(**changes)
+    except ConfigError as error:
+        print(error)
+
+attempt(model=Bare())
+attempt(model=Melting())
+attempt(model=Melting)
+attempt(model=Idle())
+attempt(data=Idle())
+attempt(objective=None)
+attempt(train=None)
+attempt(mesh=Policy())
+"""
+
+
+def test_what_a_config_cannot_hold():
+    # In a process of its own: here types are enforced, which a user's Python does not do.
+    command = [sys.executable, "-c", WRONG.format(debug=str(DEBUG))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines() == [
+        "model is a 'Bare'; make it an instance of a frozen dataclass",
+        "model is a 'Melting'; make it an instance of a frozen dataclass",
+        "model is a 'type'; make it an instance of a frozen dataclass",
+        "model is a 'Idle', which has no method build(); add it",
+        "data is a 'Idle', which has no method schema(); add it",
+        "objective is a 'NoneType'; make it an instance of a frozen dataclass",
+        "train is a 'NoneType'; it takes a TrainConfig",
+        "mesh is a 'Policy'; it takes a MeshConfig",
+    ], done.stderr
 
 
 def test_a_field_that_a_tree_lacks_keeps_its_default():

@@ -59,6 +59,8 @@ def main(arguments: list[str]) -> int:
 def _body(request: Request) -> int:
     options = request.options
     if options.table is not None:
+        if request.configs or request.overrides:
+            raise ConfigError("--table prints a file and compiles nothing; leave the configs and their fields away")
         print(markdown(read_rows(pathlib.Path(options.table))))
         return 0
     if not request.configs:

@@ -66,7 +66,9 @@ def test_an_interruption_ends_the_sweep(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         ([], "name the configs to compare"),
-        ([str(DEBUG), "--seeds", "one"], "--seeds cannot be 'one'; it takes tuple"),
+        ([str(DEBUG), "--seeds", "one"], "--seeds cannot be 'one'; it takes int values with commas between them"),
+        ([str(DEBUG), "--seeds", "0,1", "train.seed=5"], "train.seed is what --seeds sets"),
+        ([str(DEBUG), "--table", "no_such.json"], "--table prints a file and trains nothing"),
         ([str(DEBUG), "--sed", "1"], "unknown flag --sed; did you mean --seeds?"),
         ([str(DEBUG), "--json"], "--json needs a value"),
         (["configs/no_such.py"], "config file 'configs/no_such.py' does not exist"),
