@@ -3,7 +3,6 @@
 Slots are what is kept for a parameter: "value" and the optimizer's, which so lie beside what they belong to.
 """
 
-import dataclasses
 import math
 from typing import Any
 
@@ -71,47 +70,41 @@ def specs(
     return found
 
 
-def to_logical(state: TrainState, parts: Parts, wanted: dict[str, ArraySpec]) -> dict[str, Array]:
-    """The state's arrays by name, sharded as wanted."""
-
-    def dense(state: TrainState) -> dict[str, Array]:
-        slots, numbers = _slots(state.dense_opt, parts.buckets)
-        arrays = {
-            f"dense/{path}/{slot}": x
-            for slot, vectors in {"value": state.dense, **slots}.items()
-            for path, x in parts.buckets.named(vectors).items()
-        }
-        key = jax.random.key_data(state.key)
-        return arrays | numbers | {"step": state.step, "key": key, "base_logits": state.base_logits}
-
-    without_tables = dataclasses.replace(state, tables={})
-    names = [name for name in wanted if not name.startswith("tables/")]
-    arrays = jax.jit(dense, out_shardings={name: wanted[name].sharding for name in names})(without_tables)
-    return arrays | {f"tables/{name}": x for name, x in parts.tables.to_logical(state.tables).items()}
+def to_logical(state: TrainState, parts: Parts) -> dict[str, Array]:
+    """The state's arrays by name. Traceable: one program for all of them, since a GPU compiles each anew for seconds."""
+    slots, numbers = _slots(state.dense_opt, parts.buckets)
+    dense = {
+        f"dense/{path}/{slot}": x
+        for slot, vectors in {"value": state.dense, **slots}.items()
+        for path, x in parts.buckets.named(vectors).items()
+    }
+    tables = {f"tables/{name}": x for name, x in parts.tables.to_logical(state.tables).items()}
+    rest = {"step": state.step, "key": jax.random.key_data(state.key), "base_logits": state.base_logits}
+    return dense | tables | numbers | rest
 
 
-def from_logical(arrays: dict[str, Array], parts: Parts, shapes: TrainState) -> TrainState:
-    """The state that these named arrays make, laid out as `shapes`."""
+def from_logical(arrays: dict[str, Array], parts: Parts, dense_opt: Any) -> TrainState:
+    """The state that these named arrays make. Traceable.
+
+    Args:
+      arrays: all that `to_logical` gives.
+      parts: of the program.
+      dense_opt: the structure of the dense optimizer's state, e.g. as shapes.
+    """
+    slots, _ = _slots(dense_opt, parts.buckets)
     tables = {name.removeprefix("tables/"): x for name, x in arrays.items() if name.startswith("tables/")}
-    others = {name: x for name, x in arrays.items() if not name.startswith("tables/")}
-    slots, _ = _slots(shapes.dense_opt, parts.buckets)
 
-    def make(others: dict[str, Array]) -> TrainState:
-        def vectors(slot: str) -> Vectors:
-            return parts.buckets.from_named({m.path: others[f"dense/{m.path}/{slot}"] for m in parts.buckets.members})
+    def vectors(slot: str) -> Vectors:
+        return parts.buckets.from_named({m.path: arrays[f"dense/{m.path}/{slot}"] for m in parts.buckets.members})
 
-        return TrainState(
-            step=others["step"],
-            dense=vectors("value"),
-            dense_opt=_with_slots(shapes.dense_opt, parts.buckets, {slot: vectors(slot) for slot in slots}, others),
-            tables={},
-            base_logits=others["base_logits"],
-            key=jax.random.wrap_key_data(others["key"]),
-        )
-
-    layout = jax.tree.map(lambda x: x.sharding, dataclasses.replace(shapes, tables={}))
-    state = jax.jit(make, out_shardings=layout)(others)
-    return dataclasses.replace(state, tables=parts.tables.from_logical(tables))
+    return TrainState(
+        step=arrays["step"],
+        dense=vectors("value"),
+        dense_opt=_with_slots(dense_opt, parts.buckets, {slot: vectors(slot) for slot in slots}, arrays),
+        tables=parts.tables.from_logical(tables),
+        base_logits=arrays["base_logits"],
+        key=jax.random.wrap_key_data(arrays["key"]),
+    )
 
 
 def _sharding(shape: tuple[int, ...], mesh: Mesh) -> Sharding:

@@ -1,7 +1,7 @@
 """Every decision about hardware, made once, before anything is allocated: the mesh, where tables lie, what a device must hold."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import jax
 from flax import nnx
@@ -48,7 +48,7 @@ class RunPlan:
         cls,
         config: Config,
         schema: Schema,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Iterable[jax.Device] | None = None,
         store: RowStore = DeviceStore(),  # noqa: B008 (frozen)
     ) -> "RunPlan":
         """The plan of a run on some devices, all of the job's unless given; they need not exist (see `scale`).
@@ -62,7 +62,7 @@ class RunPlan:
         Raises:
           UserError: the mesh does not fit the devices, a table's scheme not the mesh, or the whole not the devices' memory.
         """
-        devices = list(devices or jax.devices())
+        devices = jax.devices() if devices is None else list(devices)
         num_parameters = _buckets(config, schema).num_parameters
         batch = device_batch(config, schema)
         limit = device_memory(config.tables.memory_gib, devices)

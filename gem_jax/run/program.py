@@ -231,11 +231,22 @@ class Program:
 
     def to_logical(self, state: TrainState) -> dict[str, jax.Array]:
         """The state as named arrays in which no mesh shows."""
-        return named.to_logical(self.in_step(state), self.parts, self.logical_specs())
+        return self._to_logical(self.in_step(state))
 
     def from_logical(self, arrays: dict[str, jax.Array]) -> TrainState:
         """The state that has these arrays, exactly, on this mesh."""
-        return named.from_logical(arrays, self.parts, self.shapes())
+        return self._from_logical(arrays)
+
+    @functools.cached_property
+    def _to_logical(self):
+        layout = {name: spec.sharding for name, spec in self.logical_specs().items()}
+        return jax.jit(functools.partial(named.to_logical, parts=self.parts), out_shardings=layout)
+
+    @functools.cached_property
+    def _from_logical(self):
+        dense_opt = self.shapes().dense_opt
+        function = functools.partial(named.from_logical, parts=self.parts, dense_opt=dense_opt)
+        return jax.jit(function, out_shardings=shardings(self.mesh, self.specs))
 
     @functools.cached_property
     def positional(self) -> dict[str, str]:
