@@ -8,11 +8,18 @@ from gem_jax.errors import UserError
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes UTF-8 text under a temporary name beside `path` and moves it there; the folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes UTF-8 text under a temporary name beside `path` and moves it there; the folder is made if missing.
+
+    Raises:
+      UserError: the file cannot be written: no right to, a full disk, a file where a folder should be.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written ({error.strerror}); name a place that can") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

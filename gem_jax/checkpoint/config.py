@@ -10,7 +10,7 @@ FIRST_MINUTES = 2.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """The config's `checkpoint` group. A run is also saved at its end, on interruption and before it fails."""
+    """The config's `checkpoint` group. A run is also saved at its end and on interruption."""
 
     minutes: float = 10.0
     """Save each time this many more minutes have passed; the first save comes after at most two."""

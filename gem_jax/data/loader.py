@@ -144,11 +144,6 @@ class Loader:
         """A batch of empty slots: what a host feeds whose part of the data ended first."""
         return self._packing.pack(empty_examples(self._packing.source.schema), self._position)
 
-    def device_batch(self) -> Batch:
-        """One device's batch of empty slots: the static shapes."""
-        one = dataclasses.replace(self._packing, num_devices=1)
-        return one.pack(empty_examples(self._packing.source.schema), 0)[0]
-
 
 class _IndexChunks(grain.MapDataset):
     """Element k: the source indices of examples `k * chunk .. (k + 1) * chunk` of this host's stream, int64.

@@ -68,11 +68,6 @@ def make_mesh(replica: int, shard: int, devices: Sequence[jax.Device] | None = N
     return Mesh(grid, EVERYWHERE, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def single_device_mesh() -> Mesh:
-    """1 x 1, of the first device: what runs on one device is the same program."""
-    return make_mesh(1, 1)
-
-
 def local_devices(mesh: Mesh) -> int:
     """Devices of the mesh in this process: device batches that it must feed."""
     return sum(d.process_index == jax.process_index() for d in mesh.devices.flat)

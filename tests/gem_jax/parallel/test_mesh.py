@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gem_jax.errors import UserError
-from gem_jax.parallel.mesh import MeshConfig, local_devices, make_mesh, num_mesh_devices, single_device_mesh
+from gem_jax.parallel.mesh import MeshConfig, local_devices, make_mesh, num_mesh_devices
 from gem_jax.parallel.sharding import place_batch
 from gem_jax.parallel.xla_flags import GPU_FLAGS, with_flags
 
@@ -47,7 +47,7 @@ def test_numbers_below_one_are_refused():
 def test_shards_of_a_group_are_neighbours():
     mesh = make_mesh(2, 4)
     assert [[d.id for d in row] for row in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert local_devices(mesh) == 8 and local_devices(single_device_mesh()) == 1
+    assert local_devices(mesh) == 8 and local_devices(make_mesh(1, 1)) == 1
 
 
 def test_a_batch_is_cut_over_all_devices():
