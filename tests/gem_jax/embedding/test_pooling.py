@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gem_jax.embedding.tables import num_lookups, pool, requests_of, unpool
 
 from gem_jax.data.batch import Batch, Events
 from gem_jax.data.schema import Categorical, Schema, Sequence, Table, Task
+from gem_jax.embedding.tables import num_lookups, pool, requests_of, unpool
 
 SCHEMA = Schema(
     tables=(Table(name="ad", rows=7), Table(name="topic", rows=5)),

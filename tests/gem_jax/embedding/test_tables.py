@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gem_jax.embedding.tables import Embedded, Tables, row_values
 from jax.sharding import PartitionSpec as P
 
 from gem_jax.data.batch import Batch
@@ -15,6 +14,7 @@ from gem_jax.embedding.config import TablesConfig
 from gem_jax.embedding.placement import Placement
 from gem_jax.embedding.row_optimizers import row_optimizer
 from gem_jax.embedding.stores.device import DeviceStore
+from gem_jax.embedding.tables import Embedded, Tables, row_values
 from gem_jax.errors import UserError
 from gem_jax.parallel.mesh import EVERYWHERE, make_mesh
 from gem_jax.parallel.sharding import shardings

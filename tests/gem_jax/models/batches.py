@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gem_jax.embedding.tables import Embedded
 
 from gem_jax.data.batch import Batch, Events
 from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, Vector
+from gem_jax.embedding.tables import Embedded
 
 FULL = Schema(
     tables=(Table(name="user", rows=40), Table(name="ad", rows=30), Table(name="topic", rows=7)),
