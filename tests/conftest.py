@@ -12,10 +12,14 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
-# Every annotation of every function is checked on every call: shapes and dtypes by jaxtyping, the rest by beartype.
-install_import_hook(["gem_jax", "pallas_kernels"], "beartype.beartype")
-
 ROOT = pathlib.Path(__file__).parents[1]
+# Triton compiles the source of its kernels, which a wrapper around them would hide.
+KERNEL_FILES = [p for p in (ROOT / "pallas_kernels").rglob("*.py") if p.stem not in ("__init__", "triton_kernels")]
+KERNELS = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in KERNEL_FILES]
+
+# Every annotation of every function is checked on every call: shapes and dtypes by jaxtyping, the rest by beartype.
+install_import_hook(["gem_jax", *KERNELS], "beartype.beartype")
+
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
