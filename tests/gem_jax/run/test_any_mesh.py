@@ -21,7 +21,12 @@ SCHEMA = DATA.schema().replace(
 MESHES = ((1, 1), (1, 8), (8, 1), (2, 4), (4, 2))
 LAYOUTS = {"rows": ({}, False), "columns": (SCHEMES["columns"], False), "tables": (SCHEMES["whole tables"], False)}
 LAYOUTS |= {"fully sharded": ({}, True), "mixed, fully sharded": (SCHEMES["mixed"], True)}
-PLACES = [(mesh, layout) for mesh in MESHES for layout in LAYOUTS]
+# Two layouts a mesh and two meshes a layout at every change; all pairs where there is time.
+PLACES = [
+    pytest.param(mesh, layout, marks=[] if (i - j) % len(LAYOUTS) < 2 else pytest.mark.slow)
+    for i, mesh in enumerate(MESHES)
+    for j, layout in enumerate(LAYOUTS)
+]
 STEPS = 4
 
 
