@@ -157,7 +157,8 @@ def _frequent_ids(values: np.ndarray, occurrences: np.ndarray, min_count: int) -
 def _read(file: pathlib.Path) -> pa.Table:
     """Columns label, i1 .. i13 as float64 (null = missing), c1 .. c26 as anything that compares."""
     try:
-        table = pyarrow.parquet.read_table(file) if file.suffix == ".parquet" else _read_text(file)
+        is_parquet = file.suffix == ".parquet"
+        table = pyarrow.parquet.read_table(file, page_checksum_verification=True) if is_parquet else _read_text(file)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as Criteo data: {str(error).splitlines()[0]}") from error
     for name in ("label", *COUNTS, *CATEGORIES):

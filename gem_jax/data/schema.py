@@ -156,7 +156,9 @@ class Schema:
 
     def _check_roles(self) -> None:
         attributes = (a for s in self.sequences for a in s.attributes)
-        for feature in (*self.categoricals, *self.dense, *self.vectors, *attributes):
+        described: tuple[Categorical | Dense | Vector, ...]
+        described = (*self.categoricals, *self.dense, *self.vectors, *attributes)
+        for feature in described:
             if feature.role not in get_args(Role):
                 raise SchemaError(
                     f"feature '{feature.name}' has the role '{feature.role}'; roles are {', '.join(get_args(Role))}"

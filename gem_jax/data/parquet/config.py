@@ -69,7 +69,7 @@ class ParquetConfig:
 
     def _place(self, part: str) -> str | None:
         """Where the part is; None for a validation part that is not there."""
-        root = self.path.rstrip("/")
+        root = self.path.removesuffix("/")
         found = [place for place in (f"{root}/{part}", f"{root}/{part}.parquet") if exists(place)]
         if len(found) > 1:
             raise DataError(f"{root} has both {part}/ and {part}.parquet; keep one of them")

@@ -208,17 +208,23 @@ class _Decoder:
         ids = {}
         for attribute in sequence.attributes:
             name = f"{sequence.name}.{attribute.name}"
-            values, own = events[attribute.name]
-            self.rows.refuse(
-                own != lengths,
-                lambda row, name=name, own=own: (
-                    f"'{name}' has {own[row]} events and '{age_name}' {lengths[row]}; they must agree"
-                ),
+            found, _ = integers(
+                self._matching(events[attribute.name], lengths, name, age_name), self.rows, name, lengths
             )
-            found, _ = integers(values, self.rows, name, lengths)
             ids[attribute.name] = self._in_table(found, attribute, name, lengths)
         histories = Histories(ids=ids, age_s=age.astype(np.int32, copy=False), lengths=lengths)
         return self._oldest_first(histories, age_name)
+
+    def _matching(
+        self, lists_of: tuple[pa.Array, np.ndarray], lengths: np.ndarray, name: str, age_name: str
+    ) -> pa.Array:
+        """An attribute's values [E], one for each age."""
+        values, own = lists_of
+        self.rows.refuse(
+            own != lengths,
+            lambda row: f"'{name}' has {own[row]} events and '{age_name}' {lengths[row]}; they must agree",
+        )
+        return values
 
     def _check_ages(self, age: np.ndarray, values: pa.Array, name: str, lengths: np.ndarray) -> None:
         def what(index: int) -> str:

@@ -130,7 +130,7 @@ def _data_file(file: str, root: str, given: str, filesystem: fsspec.AbstractFile
                 f"{given} has a folder '{folder}', which is neither 'column=value' nor '<name>.parquet'; move its files up or away"
             )
     return DataFile(
-        name=f"{given.rstrip('/')}/{inner}" if inner else given,
+        name=f"{given.removesuffix('/')}/{inner}" if inner else given,
         path=file,
         filesystem=_arrow(filesystem),
         partitions=dict(_partition(folder) for folder in folders if "=" in folder),

@@ -63,6 +63,8 @@ class ParquetSource:
         self._max_bad_rows = max_bad_rows
         self._bad_rows: dict[int, int] = {}  # row group -> its bad rows
         self._warned: set[str] = set()
+        if not files:
+            raise DataError("no Parquet files are given; name at least one file or folder")
         found = tuple(found for file in files for found in find_files(file))
         self._groups, self.id_bounds = open_files(found, schema, for_training)
         self._given = str(files[0])
@@ -208,11 +210,11 @@ class ParquetSource:
         if self._max_bad_rows is not None and self.bad_rows > self._max_bad_rows:
             raise DataError(
                 f"{self.bad_rows} bad rows in the part '{self._part}' are more than data.max_bad_rows={self._max_bad_rows}; "
-                f"the last: {error}"
+                f"among them: {error}"
             ) from error
         if not known:
             size = self._groups[place].size
-            message = f"{self._groups[place]}: {count} of {size} rows are bad and count nowhere; the first: {error}"
+            message = f"{self._groups[place]}: {count} of {size} rows are bad and count nowhere; among them: {error}"
             warnings.warn(message, DataWarning, stacklevel=2)
 
     def _warn_of_scale(self, examples: Examples, group: RowGroup) -> None:

@@ -1,4 +1,4 @@
-"""Parquet folders as Spark, Hive and pandas leave them, on any file system; what does not belong there; damaged and changing files."""
+"""Parquet folders as Spark, Hive and pandas leave them, on any file system; what does not belong there; damage and change."""
 
 import importlib.util
 import pathlib

@@ -9,7 +9,6 @@ import pytest
 
 from gem_jax.data.batch import Examples
 from gem_jax.data.parquet import ParquetSource
-from gem_jax.data.schema import Categorical, Schema, Sequence, Table, Task
 from gem_jax.data.source import DataError
 from tests.gem_jax.data.random_examples import SCHEMA, assert_same_examples, random_examples
 from tests.gem_jax.data.test_parquet import _rewrite, _write
@@ -249,12 +248,3 @@ def test_small_decimals(tmp_path):
         found = _read(tmp_path, ad=values, price=values)
         np.testing.assert_array_equal(found.ids["ad"][:, 0], np.arange(NUM) % 50)
         np.testing.assert_array_equal(found.dense[:, 0], np.arange(NUM) % 50)
-
-
-def test_a_label_named_as_a_feature_stays_out():
-    schema = dict(tables=(Table(name="ad", rows=5),), tasks=(Task(name="click"),), domains=("all",))
-    feature = Categorical(name="click", table="ad", role="ad")
-    with pytest.raises(ValueError, match="feature 'click' has the name of a task; rename it, or remove it"):
-        Schema(categoricals=(feature,), **schema)
-    inner = Sequence(name="past", attributes=(feature,), max_len=3)
-    assert Schema(categoricals=(), sequences=(inner,), **schema)  # what was clicked before is no label
