@@ -133,11 +133,11 @@ def check_columns(found: list[Column], schema: Schema, file: str, for_training: 
         if name not in names:
             slip = next((other for other in names if other not in known and is_slip(other, name)), None)
             if name in required:
-                hint = f"rename '{slip}'" if slip else "add it"
+                hint = f"rename {slip!r}" if slip else "add it"
                 raise DataError(f"{file} has no column '{name}'; {hint}, or take it out of the schema")
             if slip:
                 raise DataError(
-                    f"{file} has a column '{slip}' and no '{name}'; rename it if that is what it means, or call it otherwise"
+                    f"{file} has a column {slip!r} and no '{name}'; rename it if that is what it means, or call it otherwise"
                 )
     for name, dtype in found:
         if name not in known:

@@ -80,7 +80,7 @@ class RowGroup:
         """
         file = self.opened.file
         with file.open() as stream:
-            if _tail_digest(stream, self.opened.footer_bytes) != self.opened.footer_digest:
+            if _tail_digest(file, stream, self.opened.footer_bytes) != self.opened.footer_digest:
                 raise DataError(
                     f"{file.name} changed while it was being read; leave a run's files as they are until it ends"
                 )
@@ -95,12 +95,19 @@ class RowGroup:
         present = [name for name in columns if name in names]
         with named(f"{self} cannot be read", "write the file again"):
             try:
-                return parsed.read_row_group(self.number, columns=present)
+                return self._whole(parsed, present)
             except Exception:  # whatever it is: reading column by column finds which one it is about
                 for name in present:
                     with named(f"{self}, column '{name}' cannot be read", "write the file again"):
-                        parsed.read_row_group(self.number, columns=[name])
+                        self._whole(parsed, [name])
                 raise
+
+    def _whole(self, parsed: pyarrow.parquet.ParquetFile, columns: list[str]) -> pa.Table:
+        """The columns, of as many rows as the footer says."""
+        table = parsed.read_row_group(self.number, columns=columns)
+        if table.num_rows != self.size:
+            raise ValueError(f"it has {table.num_rows} rows, and {self.size} by the file's footer")
+        return table
 
 
 def open_files(
@@ -129,7 +136,7 @@ def open_files(
             opened = OpenedFile(
                 file=file,
                 footer_bytes=footer_bytes,
-                footer_digest=_tail_digest(stream, footer_bytes),
+                footer_digest=_tail_digest(file, stream, footer_bytes),
                 partitions={name: value for name, value in partitions.items() if name in column_names(schema)},
             )
         for name in optional_columns(schema):
@@ -149,6 +156,10 @@ def _partitions(file: DataFile, schema: Schema) -> dict[str, pa.Scalar]:
 
 def _groups_of(opened: OpenedFile, metadata: pyarrow.parquet.FileMetaData) -> list[RowGroup]:
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if min(sizes, default=0) < 0 or sum(sizes) != metadata.num_rows:
+        raise DataError(
+            f"{opened.file.name} has {metadata.num_rows} rows by its footer, and its row groups {sum(sizes)}; write it again"
+        )
     firsts = [0, *itertools.accumulate(sizes)]
     return [
         RowGroup(opened=opened, number=number, first_row=firsts[number], size=size)
@@ -157,6 +168,7 @@ def _groups_of(opened: OpenedFile, metadata: pyarrow.parquet.FileMetaData) -> li
     ]
 
 
-def _tail_digest(stream: pa.NativeFile, length: int) -> str:
-    stream.seek(max(stream.size() - length, 0))
-    return hashlib.blake2b(stream.read(), digest_size=16).hexdigest()
+def _tail_digest(file: DataFile, stream: pa.NativeFile, length: int) -> str:
+    with named(f"{file.name} cannot be read", "see that it is there and may be read"):
+        stream.seek(max(stream.size() - length, 0))
+        return hashlib.blake2b(stream.read(), digest_size=16).hexdigest()

@@ -190,9 +190,9 @@ class ParquetSource:
 
     def _decode(self, place: int) -> Examples:
         group = self._groups[place]
+        table = group.read(column_names(self.schema))
         rows = Rows(file=group.opened.file.name, numbers=group.first_row + np.arange(group.size))
         row_ids = numbered(self._part, self._starts[place] + np.arange(group.size))
-        table = group.read(column_names(self.schema))
         if self._max_bad_rows is None:
             examples = decode(table, self.schema, rows, row_ids, self._sort_histories)
         else:
