@@ -22,7 +22,7 @@ from gem_jax.data.checks import (
 )
 from gem_jax.data.columns import empty_examples, join_examples, take_examples
 from gem_jax.data.parquet.columns import AGE, label_column, training_column, truth_column
-from gem_jax.data.parquet.values import integers, is_text, lists, numbers
+from gem_jax.data.parquet.values import float32, integers, is_text, lists, numbers
 from gem_jax.data.schema import Categorical, Schema, Sequence
 from gem_jax.data.source import DataError
 
@@ -257,7 +257,9 @@ class _Decoder:
         """A label or a true probability; NaN where it is null or the file has no such column."""
         if not self._has(name):
             return np.full(len(self.rows), np.nan, np.float32)
-        return probabilities(self._column(name), self.rows, name)
+        values = float32(self._column(name))
+        check_labels(values, self.rows, name)
+        return values
 
     def _domain(self) -> np.ndarray:
         if not self._has("domain"):
@@ -272,15 +274,3 @@ class _Decoder:
             lambda row: f"'domain' is {column[row]}; the schema has {', '.join(names)}",
         )
         return domain.astype(np.int32)
-
-
-def probabilities(column: pa.Array, rows: Rows, field: str) -> np.ndarray:
-    """Labels or true probabilities, float32 [n], NaN where null.
-
-    Raises:
-      BadRows: one is not from 0 to 1.
-    """
-    with np.errstate(over="ignore"):  # what overflows is refused below
-        values = numbers(column).astype(np.float32, copy=False)
-    check_labels(values, rows, field)
-    return values

@@ -59,6 +59,12 @@ def numbers(values: pa.Array) -> np.ndarray:
     return pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
 
 
+def float32(values: pa.Array) -> np.ndarray:
+    """Numbers rounded to float32; null is NaN, and what is beyond float32 is infinite."""
+    with np.errstate(over="ignore"):
+        return numbers(values).astype(np.float32, copy=False)
+
+
 def integers(
     values: pa.Array, rows: Rows, field: str, lengths: np.ndarray | None = None, *, as_bits: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
