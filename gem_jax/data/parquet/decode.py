@@ -22,7 +22,7 @@ from gem_jax.data.checks import (
 )
 from gem_jax.data.columns import empty_examples, join_examples, take_examples
 from gem_jax.data.parquet.columns import AGE, label_column, training_column, truth_column
-from gem_jax.data.parquet.values import float32, integers, is_text, lists, numbers
+from gem_jax.data.parquet.values import float32, in_one, integers, is_text, lists, numbers
 from gem_jax.data.schema import Categorical, Schema, Sequence
 from gem_jax.data.source import DataError
 
@@ -103,7 +103,7 @@ class _Decoder:
         return name in self.table.column_names
 
     def _column(self, name: str) -> pa.Array:
-        return self.table[name].combine_chunks()
+        return in_one(self.table[name])
 
     def _finite(self, name: str, largest: float = MAX_MAGNITUDE) -> np.ndarray:
         values = numbers(self._column(name))
@@ -235,12 +235,14 @@ class _Decoder:
 
     def _oldest_first(self, histories: Histories, name: str) -> Histories:
         age, lengths = histories.age_s, histories.lengths
-        example = np.repeat(np.arange(len(lengths)), lengths)
-        grows = np.zeros(len(age), bool)
-        grows[1:] = (age[1:] > age[:-1]) & (example[1:] == example[:-1])
+        grows = np.zeros(len(age) + 1, bool)
+        grows[1:-1] = age[1:] > age[:-1]
+        grows[np.cumsum(lengths)[:-1]] = False  # the first event of another example
+        grows = grows[:-1]
         if not grows.any():
             return histories
         if self.sort_histories:
+            example = np.repeat(np.arange(len(lengths)), lengths)
             order = np.lexsort((-age, example))  # stable: events of one age keep their order
             return Histories(ids={k: v[order] for k, v in histories.ids.items()}, age_s=age[order], lengths=lengths)
         self.rows.refuse(

@@ -18,7 +18,7 @@ from gem_jax.data.parquet.columns import column_names, label_column
 from gem_jax.data.parquet.decode import decode, decode_good
 from gem_jax.data.parquet.files import find_files
 from gem_jax.data.parquet.row_groups import RowGroup, open_files
-from gem_jax.data.parquet.values import float32, numbers
+from gem_jax.data.parquet.values import float32, in_one, numbers
 from gem_jax.data.schema import Schema
 from gem_jax.data.source import DataError, DataWarning, numbered
 
@@ -150,7 +150,7 @@ class ParquetSource:
         seen = np.full((2, len(names)), np.nan, np.float32)  # the smallest and the largest of each task
         for group in self._groups:
             table = group.read(names)
-            labels = np.stack([float32(table[name].combine_chunks()) for name in names], axis=1)
+            labels = np.stack([float32(in_one(table[name])) for name in names], axis=1)
             labels = np.where((labels >= 0) & (labels <= 1), labels, np.nan)
             seen = np.stack([np.fmin(seen[0], np.fmin.reduce(labels)), np.fmax(seen[1], np.fmax.reduce(labels))])
             if (seen[0] < seen[1]).all():
@@ -165,7 +165,7 @@ class ParquetSource:
         """
         for group in self._groups:
             table = group.read(["weight"])
-            if not table.num_columns or (numbers(table["weight"].combine_chunks()) > 0).any():
+            if not table.num_columns or (numbers(in_one(table["weight"])) > 0).any():
                 return
         raise DataError(
             f"{self._given}: every 'weight' is 0, so that nothing would count; give weights above 0, or none"

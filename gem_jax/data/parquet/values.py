@@ -42,6 +42,11 @@ def is_number(dtype: pa.DataType) -> bool:
     return any(is_kind(dtype) for is_kind in kinds)
 
 
+def in_one(column: pa.ChunkedArray) -> pa.Array:
+    """A table's column as one array, copied only where it lies in pieces."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def lists(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """A list column's elements [E], and each row's count of them, int32 [n]; a null list is an empty one."""
     if pa.types.is_null(column.type):
