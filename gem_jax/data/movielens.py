@@ -18,10 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from gem_jax.data.batch import Examples
 from gem_jax.data.checks import check_labels_differ, check_rows, existing_path, first_true
-from gem_jax.data.event_log import SEQUENCE, EventLog, LogSource
+from gem_jax.data.event_log import EventLog, LogSource, Past
+from gem_jax.data.identity import digest
 from gem_jax.data.schema import Categorical, Role, Schema, Sequence, Table, Task
 from gem_jax.data.source import DataError, Splits
+
+SEQUENCE = "past"
+"""The one sequence of these examples: everything the user rated before."""
 
 YEARS_PER_BUCKET = 5
 
@@ -68,12 +73,8 @@ class MovieLensConfig:
         user, item, ratings = (column[order].astype(np.int32) for column in (user, item, ratings))
         log = EventLog(
             user=user,
-            item=item,
             time=times[order],
-            in_seconds=file.suffix != ".npz",
-            event_ids={"movie": item, "rating": ratings - 1, "genre": item_ids["genres"][item, 0]},
-            user_ids=user_ids,
-            item_ids=item_ids,
+            ids={"movie": item, "rating": ratings - 1, "genre": item_ids["genres"][item, 0]},
         )
         from_end = log.rank_from_end()
         tenth = (from_end + np.arange(len(user)) - log.first_rows()) // 10
@@ -84,9 +85,23 @@ class MovieLensConfig:
         }
         labels = (ratings >= 4).astype(np.float32)
         check_labels_differ(labels[parts["train"], None], ["like"], file)
-        schema = _ratings_schema(log, self.max_len)
-        rows = {name: np.flatnonzero(part) for name, part in parts.items()}
-        return Splits(**{name: LogSource(schema, log, r, item[r], labels[r], r) for name, r in rows.items()})
+        schema = _ratings_schema(user_ids, item_ids, tuple(log.ids), self.max_len)
+        in_seconds = file.suffix != ".npz"
+
+        def source(rows: np.ndarray) -> LogSource:
+            examples = _RatingRows(
+                schema=schema,
+                user=user[rows],
+                item=item[rows],
+                user_ids=user_ids,
+                item_ids=item_ids,
+                labels=labels[rows],
+                example_ids=rows,
+                time_s=log.time[rows] if in_seconds else np.full(len(rows), -1, np.int64),
+            )
+            return LogSource(schema, examples, {SEQUENCE: _everything_before(log, rows)})
+
+        return Splits(**{name: source(np.flatnonzero(part)) for name, part in parts.items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,12 +144,8 @@ class SasRecConfig:
         first = np.searchsorted(user, user)
         log = EventLog(
             user=user,
-            item=item,
             time=np.arange(len(user)) - first,
-            in_seconds=False,
-            event_ids={"item": item},
-            user_ids={},
-            item_ids={"item": np.arange(num_items, dtype=np.int32)[:, None]},
+            ids={"item": item},
         )
         from_end = log.rank_from_end()
         second_on = log.time > 0
@@ -159,13 +170,76 @@ class SasRecConfig:
         negatives = _unseen_items(user, item, num_items, self.negative_seed, file)
 
         def source(part: np.ndarray) -> LogSource:
-            rows = np.flatnonzero(part)
-            pairs = np.stack([item[rows], negatives[rows]], axis=1).reshape(-1)
-            labels = np.tile(np.array([1, 0], np.float32), len(rows))
-            example_ids = np.stack([2 * rows, 2 * rows + 1], axis=1).reshape(-1)
-            return LogSource(schema, log, np.repeat(rows, 2), pairs, labels, example_ids)
+            places = np.flatnonzero(part)
+            rows = np.repeat(places, 2)
+            examples = _RatingRows(
+                schema=schema,
+                user=user[rows],
+                item=np.stack([item[places], negatives[places]], axis=1).reshape(-1),
+                user_ids={},
+                item_ids={"item": np.arange(num_items, dtype=np.int32)[:, None]},
+                labels=np.tile(np.array([1, 0], np.float32), len(places)),
+                example_ids=np.stack([2 * places, 2 * places + 1], axis=1).reshape(-1),
+                time_s=np.full(len(rows), -1, np.int64),
+            )
+            return LogSource(schema, examples, {SEQUENCE: _everything_before(log, rows)})
 
         return Splits(**{name: source(part) for name, part in parts.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RatingRows:
+    """n examples without their histories: a user, an item, a label.
+
+    Attributes:
+      schema: of the examples.
+      user: int32 [n], row of the user's features.
+      item: int32 [n], row of the features of the item whose label is asked for.
+      user_ids: feature -> int32 [users, max_ids].
+      item_ids: feature -> int32 [items, max_ids].
+      labels: float32 [n].
+      example_ids: int64 [n].
+      time_s: int64 [n], -1 unknown.
+    """
+
+    schema: Schema
+    user: np.ndarray
+    item: np.ndarray
+    user_ids: dict[str, np.ndarray]
+    item_ids: dict[str, np.ndarray]
+    labels: np.ndarray
+    example_ids: np.ndarray
+    time_s: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def identity(self) -> str:
+        """Digest of all columns."""
+        return digest({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "schema"})
+
+    def read(self, indices: np.ndarray) -> Examples:
+        """Examples at `indices`, in that order."""
+        users, items, count = self.user[indices], self.item[indices], len(indices)
+        return Examples(
+            ids={name: column[users] for name, column in self.user_ids.items()}
+            | {name: column[items] for name, column in self.item_ids.items()},
+            dense=np.zeros((count, 0), np.float32),
+            vectors={},
+            sequences={},
+            labels=self.labels[indices][:, None],
+            domain=np.zeros(count, np.int32),
+            weight=np.ones(count, np.float32),
+            user=users.astype(np.int64),
+            example_id=self.example_ids[indices],
+            time_s=self.time_s[indices],
+            true_probability=np.full((count, 1), np.nan, np.float32),
+        )
+
+
+def _everything_before(log: EventLog, rows: np.ndarray) -> Past:
+    """The histories of examples that stand at rows of the log: every row of the user's before."""
+    return Past(log, log.first_rows()[rows], rows, log.time[rows])
 
 
 def _unseen_items(user: np.ndarray, item: np.ndarray, num_items: int, seed: int, file: pathlib.Path) -> np.ndarray:
@@ -184,8 +258,10 @@ def _unseen_items(user: np.ndarray, item: np.ndarray, num_items: int, seed: int,
         drawn[clash] = random.integers(0, num_items, int(clash.sum()), np.int32)
 
 
-def _ratings_schema(log: EventLog, max_len: int) -> Schema:
-    rows = {name: int(ids.max()) + 1 for name, ids in (log.user_ids | log.item_ids).items()} | {"rating": 5}
+def _ratings_schema(
+    user_ids: dict[str, np.ndarray], item_ids: dict[str, np.ndarray], event_names: tuple[str, ...], max_len: int
+) -> Schema:
+    rows = {name: int(ids.max()) + 1 for name, ids in (user_ids | item_ids).items()} | {"rating": 5}
     tables = {"genres": "genre"}
 
     def feature(name: str, role: Role, max_ids: int = 1) -> Categorical:
@@ -193,12 +269,12 @@ def _ratings_schema(log: EventLog, max_len: int) -> Schema:
 
     return Schema(
         tables=tuple(Table(name=tables.get(name, name), rows=count) for name, count in rows.items()),
-        categoricals=tuple(feature(name, "user") for name in log.user_ids)
-        + tuple(feature(name, "ad", ids.shape[1]) for name, ids in log.item_ids.items()),
+        categoricals=tuple(feature(name, "user") for name in user_ids)
+        + tuple(feature(name, "ad", ids.shape[1]) for name, ids in item_ids.items()),
         sequences=(
             Sequence(
                 name=SEQUENCE,
-                attributes=tuple(feature(name, "event") for name in log.event_ids),
+                attributes=tuple(feature(name, "event") for name in event_names),
                 max_len=max_len,
             ),
         ),

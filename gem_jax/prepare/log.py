@@ -1,0 +1,276 @@
+"""A raw log, whatever it lies in: CSV or Parquet, a file or a folder, or a table in memory; read in batches as often as wanted.
+
+Whatever holds the rows, they come out the same: in the order of the files (sorted by path) and of the rows in them, in batches of
+`BATCH_ROWS`, with encodings taken off (dictionaries, views, decimals).
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset
+
+from gem_jax.data.source import DataError
+from gem_jax.prepare.types import cast, plain_schema
+
+BATCH_ROWS = 2**17
+"""Rows of a batch: what is held in memory of a log at any time, and the order in which statistics are summed."""
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "tsv",
+    ".tsv.gz": "tsv",
+}
+NULLS = ("", "null", "NULL")
+"""Cells of a CSV file that are absent values."""
+
+_WIDER = {"null": pa.int64(), "int64": pa.float64(), "double": pa.string()}
+"""What a CSV column is taken for where a cell does not fit what the first rows were taken for; else a string."""
+
+_BAD_CELL = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to .*?: (?:invalid value )?(.*)")
+_BAD_ROW = re.compile(r"CSV parse error: Row #(\d+): (.*)", re.DOTALL)
+
+
+@runtime_checkable
+class Log(Protocol):
+    """Rows in batches.
+
+    Attributes:
+      name: of the log, for messages.
+      schema: its columns.
+    """
+
+    name: str
+    schema: pa.Schema
+
+    def batches(self, columns: Iterable[str]) -> Iterator[pa.Table]:
+        """Tables of `BATCH_ROWS` rows, the last one shorter, with these columns; every call starts at the first row."""
+        ...
+
+    def count_rows(self) -> int:
+        """How many rows there are."""
+        ...
+
+
+def open_log(log: Any, types: dict[str, pa.DataType] | None = None) -> Log:
+    """The log at a path, or in a table.
+
+    Args:
+      log: a CSV or Parquet file, a folder of either (subfolders `column=value` are columns), or a table that pyarrow, pandas 2.2 or
+        Polars made: anything with `__arrow_c_stream__`.
+      types: what columns of CSV text are; others are guessed from the text.
+
+    Raises:
+      DataError: nothing is there, it is of another kind, its files do not fit together, or a column stands twice.
+    """
+    if isinstance(log, str | os.PathLike):
+        return _Files(pathlib.Path(log).expanduser(), types or {})
+    if not hasattr(log, "__arrow_c_stream__"):
+        raise DataError(
+            f"a log cannot be a '{type(log).__name__}'; give a path, or a table of pyarrow, Polars or pandas (2.2 or newer)"
+        )
+    return _Table(pa.RecordBatchReader.from_stream(log).read_all())
+
+
+def _in_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in tables of `BATCH_ROWS`, each column in one piece."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, BATCH_ROWS - count)
+            held.append(part)
+            count += part.num_rows
+            batch = batch.slice(part.num_rows)
+            if count == BATCH_ROWS:
+                yield pa.Table.from_batches(held, schema).combine_chunks()
+                held, count = [], 0
+    if held:
+        yield pa.Table.from_batches(held, schema).combine_chunks()
+
+
+class _Table:
+    """A log in memory."""
+
+    def __init__(self, table: pa.Table):
+        self.name = "the table"
+        _check_names(table.schema, self.name)
+        self.schema = plain_schema(table.schema)
+        self._table = table
+
+    def count_rows(self) -> int:
+        return self._table.num_rows
+
+    def batches(self, columns: Iterable[str]) -> Iterator[pa.Table]:
+        names = list(columns)
+        schema = pa.schema([self.schema.field(name) for name in names])
+        batches = (_plain_batch(batch, schema) for batch in self._table.select(names).to_batches())
+        yield from _in_batches(batches, schema)
+
+
+class _Files:
+    """A log in files of one format."""
+
+    def __init__(self, path: pathlib.Path, types: dict[str, pa.DataType]):
+        self.name = str(path)
+        self._types = types
+        files, kind = _find(path)
+        self._is_csv = kind != "parquet"
+        self._delimiter = {"tsv": "\t"}.get(kind, ",")
+        partitioned: dict[str, Any] = {"partitioning": "hive", "partition_base_dir": str(path)} if path.is_dir() else {}
+        try:
+            dataset = pyarrow.dataset.dataset([str(f) for f in files], format=self._format(), **partitioned)
+            self._fragments = sorted(dataset.get_fragments(), key=lambda fragment: fragment.path)
+            self._own = [fragment.physical_schema for fragment in self._fragments]
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
+        # The partitioning's own schema has the files' columns too.
+        keys = {key for f in self._fragments for key in pyarrow.dataset.get_partition_keys(f.partition_expression)}
+        folders = pa.schema([field for field in (dataset.partitioning.schema if keys else ()) if field.name in keys])
+        for fragment, own in zip(self._fragments, self._own, strict=True):
+            _check_names(own, fragment.path)
+        self.schema = self._unified(folders)
+        self._count = self._settle_types() if self._is_csv else sum(f.count_rows() for f in self._fragments)
+
+    def count_rows(self) -> int:
+        return self._count
+
+    def batches(self, columns: Iterable[str]) -> Iterator[pa.Table]:
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        yield from _in_batches(self._read(schema), schema)
+
+    def _format(self) -> pyarrow.dataset.FileFormat:
+        if not self._is_csv:
+            return pyarrow.dataset.ParquetFileFormat()
+        return pyarrow.dataset.CsvFileFormat(
+            parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter),
+            convert_options=pyarrow.csv.ConvertOptions(
+                null_values=list(NULLS), strings_can_be_null=True, column_types=self._types
+            ),
+        )
+
+    def _unified(self, folders: pa.Schema) -> pa.Schema:
+        """Columns of all files; each of a type that holds the values of every file."""
+        fields: dict[str, pa.Field] = {}
+        origin: dict[str, str] = {}
+        for fragment, own in zip(self._fragments, self._own, strict=True):
+            for field in plain_schema(own):
+                before = fields.setdefault(field.name, field)
+                first = origin.setdefault(field.name, fragment.path)
+                fields[field.name] = self._wider(before, field, first, fragment.path)
+        for field in plain_schema(folders):
+            if field.name in fields:
+                raise DataError(f"{self.name}: '{field.name}' is a column of the files and a folder's name; rename one")
+            fields[field.name] = field
+        return pa.schema(fields.values())
+
+    def _wider(self, a: pa.Field, b: pa.Field, first: str, second: str) -> pa.Field:
+        try:
+            (field,) = pa.unify_schemas([pa.schema([a]), pa.schema([b])], promote_options="permissive")
+            return field
+        except pa.ArrowException as error:
+            if self._is_csv:
+                return pa.field(a.name, pa.string())
+            raise DataError(f"'{a.name}' is {a.type} in {first} and {b.type} in {second}; write them alike") from error
+
+    def _settle_types(self) -> int:
+        """Reads all text, and widens what a column is taken for until every cell fits; the number of rows."""
+        while True:
+            try:
+                return sum(batch.num_rows for batch in self._read(self.schema))
+            except _CellError as error:
+                kind = self.schema.field(error.column).type
+                wider = pa.field(error.column, _WIDER.get(str(kind), pa.string()))
+                self.schema = self.schema.set(self.schema.get_field_index(error.column), wider)
+
+    def _read(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for fragment, own in zip(self._fragments, self._own, strict=True):
+            present = [name for name in schema.names if name in own.names or name not in self._file_columns()]
+            # pyarrow 26 breaks list views that it casts while it scans, so Parquet is read as it is and cast here.
+            kinds = schema if self._is_csv else own
+            scanned = pa.schema([kinds.field(n) if n in own.names else schema.field(n) for n in present])
+            try:
+                # Only one thread counts the lines that messages name.
+                for batch in fragment.to_batches(schema=scanned, columns=present, use_threads=not self._is_csv):
+                    yield _plain_batch(batch, schema)
+            except (pa.ArrowException, OSError) as error:
+                raise _explained(error, fragment.path, own) from error
+
+    def _file_columns(self) -> set[str]:
+        return {name for own in self._own for name in own.names}
+
+
+class _CellError(DataError):
+    """A cell of a CSV file is not of its column's type."""
+
+    def __init__(self, message: str, column: str):
+        super().__init__(message)
+        self.column = column
+
+
+def _explained(error: Exception, file: str, own: pa.Schema) -> DataError:
+    text = str(error)
+    if found := _BAD_CELL.search(text):
+        column = own.names[int(found[1])]
+        return _CellError(f"{file}, line {found[2]}: '{column}' is {_first_line(found[3])}, which does not fit", column)
+    if found := _BAD_ROW.search(text):
+        return DataError(f"{file}, line {found[1]}: {_first_line(found[2])}; correct the line")
+    return DataError(f"{file} cannot be read: {_first_line(error)}")
+
+
+def _find(path: pathlib.Path) -> tuple[list[pathlib.Path], str]:
+    """The files of a log, and their format."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a CSV or Parquet file, or a folder of them")
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and not _is_hidden(f, path))
+    if not files:
+        raise DataError(f"{path} holds no files; give a CSV or Parquet file, or a folder of them")
+    strange = [f for f in files if _format_of(f) is None]
+    if strange:
+        raise DataError(
+            f"{strange[0]} is neither CSV nor Parquet by its name; a log's files end in {', '.join(FORMATS)}"
+        )
+    kinds = {_format_of(f): f for f in files}
+    if len(kinds) > 1:
+        raise DataError(
+            f"{path} holds files of several formats, e.g. {' and '.join(map(str, kinds.values()))}; give one of them"
+        )
+    files = [f for f in files if f.stat().st_size]
+    if not files:
+        raise DataError(f"{path} is empty; give a log with rows")
+    return files, str(_format_of(files[0]))
+
+
+def _is_hidden(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    """What Spark, Hive and file systems leave beside the data: names that begin with a dot or an underscore."""
+    return any(part[0] in "._" and "=" not in part for part in file.relative_to(folder).parts)
+
+
+def _format_of(file: pathlib.Path) -> str | None:
+    return next((FORMATS[end] for end in sorted(FORMATS, key=len) if file.name.lower().endswith(end)), None)
+
+
+def _plain_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch in the types of `schema`; a column that it lacks is null."""
+    columns = []
+    for field in schema:
+        place = batch.schema.get_field_index(field.name)
+        columns.append(cast(batch.column(place), field.type) if place >= 0 else pa.nulls(batch.num_rows, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _check_names(schema: pa.Schema, where: str) -> None:
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise DataError(f"{where} has {schema.names.count(name)} columns '{name}'; keep one, or rename them")
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
