@@ -20,7 +20,7 @@ MODEL = GemConfig(embedding_dim=16, levels=(Level(), Level(recent=16)), fmb_hidd
 def get_config() -> Config:
     return Config(
         name="prepared",
-        data=PreparedConfig(path=""),
+        data=PreparedConfig(path="", max_len=32),
         model=MODEL,
         batch=BatchConfig(examples=256),
         optimizer=OptimizerConfig(learning_rate=2e-3, table_learning_rate=0.05, weight_decay=1e-2),

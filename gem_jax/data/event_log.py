@@ -4,8 +4,8 @@
     first, stop = log.earlier(users, times, most=100)             each example's history: rows first .. stop of the log
     LogSource(schema, examples, {"clicks": Past(log, first, stop, times)})
 
-A user's events lie together and in order, so a history is a range of rows, and n examples take n pairs of numbers instead of n lists.
-`gem_jax.data.movielens` and `gem_jax.prepare` read their histories this way.
+A user's events lie together and in order, so a history is a range of rows, and n examples take n pairs of numbers instead of n
+lists. `gem_jax.data.movielens` and `gem_jax.prepare` read their histories this way.
 
 Shape letters: n examples, E events.
 """

@@ -25,6 +25,8 @@ class PreparedConfig:
 
     path: str
     """The folder."""
+    max_len: int | None = None
+    """Newest events of a history that the model sees; None takes all that were prepared (`--max-len`)."""
 
     def schema(self) -> Schema:
         """The data's schema, from preparation.json alone.
@@ -32,7 +34,7 @@ class PreparedConfig:
         Raises:
           DataError: the folder is missing, or no prepared one.
         """
-        return Spec.load(self._folder()).schema()
+        return self._spec().schema()
 
     def build(self) -> Splits:
         """Opens the files, as memory maps.
@@ -41,7 +43,7 @@ class PreparedConfig:
           DataError: the folder is missing or no prepared one, or a file is damaged.
         """
         folder = self._folder()
-        spec = Spec.load(folder)
+        spec = self._spec()
         schema, ticks_per_s = spec.schema(), spec.clock.ticks_per_s
         logs = {
             name: log_of(open_records(folder / EVENTS / f"{name}.npy", event_dtype(schema.sequence(name))), ticks_per_s)
@@ -53,12 +55,16 @@ class PreparedConfig:
             records = open_records(file := folder / EXAMPLES / f"{part}.npy", example_dtype(schema))
             if len(records) != said["rows"]:
                 raise DataError(f"{file} has {len(records)} rows, not {said['rows']}; prepare the log again")
-            sources[part] = PreparedSource(schema, records, logs, ticks_per_s, said["digest"])
+            sources[part] = PreparedSource(spec, records, logs, said["digest"])
         return Splits(**sources)
 
     def preparation(self) -> Preparation:
         """What was learned from the log: it scores raw rows, also beside a trained model."""
-        return Preparation.load(self._folder())
+        return dataclasses.replace(Preparation.load(self._folder()), spec=self._spec())
+
+    def _spec(self) -> Spec:
+        spec = Spec.load(self._folder())
+        return spec if self.max_len is None else dataclasses.replace(spec, max_len=min(self.max_len, spec.max_len))
 
     def _folder(self) -> pathlib.Path:
         return existing_path(self.path, "a folder that python -m gem_jax.prepare made")
@@ -68,18 +74,17 @@ class PreparedSource:
     """One part of a prepared folder.
 
     Args:
-      schema: of the examples.
+      spec: how rows became examples.
       records: [n] of `example_dtype`, a memory map.
       logs: sequence -> its events.
-      ticks_per_s: of the records' times.
       digest: of the files' content.
     """
 
-    def __init__(self, schema: Schema, records: np.ndarray, logs: dict[str, EventLog], ticks_per_s: int, digest: str):
-        self.schema = schema
+    def __init__(self, spec: Spec, records: np.ndarray, logs: dict[str, EventLog], digest: str):
+        self.schema = spec.schema()
+        self._spec = spec
         self._records = records
         self._logs = logs
-        self._ticks_per_s = ticks_per_s
         self._digest = digest
 
     def __len__(self) -> int:
@@ -91,7 +96,7 @@ class PreparedSource:
 
     def read(self, indices: np.ndarray) -> Examples:
         """Examples at `indices`, in that order."""
-        return examples_of(np.asarray(self._records[indices]), self.schema, self._ticks_per_s, self._logs)
+        return examples_of(np.asarray(self._records[indices]), self._spec, self.schema, self._logs)
 
 
 def _read_parts(file: pathlib.Path) -> dict[str, dict[str, int | str]]:

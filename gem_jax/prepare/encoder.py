@@ -1,7 +1,7 @@
 """Raw rows as records of examples and of events: the one way, when a log is prepared and when rows are scored."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -58,41 +58,32 @@ class Encoder:
           DataError: a column is missing or of another type, or a value is not what its column says.
         """
         first_row = 0
-        for table in log.batches(self.example_columns(log, with_labels=with_labels)):
-            columns = {
-                name: Column(values=table[name].combine_chunks(), name=name, log=log.name, first_row=first_row)
-                for name in table.column_names
-            }
-            yield self._records(columns, table.num_rows, first_row)
-            first_row += table.num_rows
+        for columns in column_batches(log, self.example_columns(log, with_labels=with_labels)):
+            count = len(columns[self._spec.columns.time].values)
+            yield self._records(columns, count, first_row)
+            first_row += count
 
     def events(self, source: str, log: Log) -> Iterator[np.ndarray]:
         """Records of `event_dtype` of a source, in the order of the rows; rows without a user are left out.
 
         Raises:
-          DataError: as `examples`; of the log itself the labels may be absent.
+          DataError: as `examples`; past rows of the log need their labels, null where they are unobserved.
         """
         spec = self._spec
         attributes = spec.attributes(source)
-        needed = [spec.columns.time, spec.columns.user, *(f.column for f in attributes)]
+        labels = dict(zip(spec.tasks, spec.columns.label, strict=True)) if source == PAST else {}
+        needed = [spec.columns.time, spec.columns.user, *(f.column for f in attributes), *labels.values()]
         check_columns(log, needed)
-        labels = [name for name in spec.columns.label if source == PAST and name in log.schema.names]
         dtype = event_dtype(self.schema.sequence(source))
-        first_row = 0
-        for table in log.batches(dict.fromkeys([*needed, *labels])):
-            columns = {
-                name: Column(values=table[name].combine_chunks(), name=name, log=log.name, first_row=first_row)
-                for name in table.column_names
-            }
-            records = np.zeros(table.num_rows, dtype)
-            records["user"] = columns[spec.columns.user].users()
-            records["time"] = spec.clock.ticks(columns[spec.columns.time])
+        for columns in column_batches(log, dict.fromkeys(needed)):
+            users = columns[spec.columns.user].users()
+            records = np.zeros(len(users), dtype)
+            records["user"], records["time"] = users, spec.clock.ticks(columns[spec.columns.time])
             for feature in attributes:
                 records["ids"][feature.name] = self._vocabularies[feature.table].ids(columns[feature.column])
-            for task, label in zip(spec.tasks, spec.columns.label, strict=True) if source == PAST else ():
-                records["ids"][task] = outcomes(columns[label].labels()) if label in columns else ABSENT
-            yield records[records["user"] >= 0]
-            first_row += table.num_rows
+            for task, label in labels.items():
+                records["ids"][task] = outcomes(columns[label].labels())
+            yield records[users >= 0]
 
     def past_events(self, records: np.ndarray) -> np.ndarray:
         """The events that records of examples are to later rows of the same users: what `events(PAST, log)` makes of their rows."""
@@ -139,6 +130,17 @@ class Encoder:
         if not np.isfinite(scaled).all():
             column.refuse(~np.isfinite(scaled), "it lies too far from the values that the log was prepared with")
         return scaled
+
+
+def column_batches(log: Log, names: Iterable[str]) -> Iterator[dict[str, Column]]:
+    """The batches of a log as columns by name."""
+    first_row = 0
+    for table in log.batches(names):
+        yield {
+            name: Column(values=table[name].combine_chunks(), name=name, log=log.name, first_row=first_row)
+            for name in table.column_names
+        }
+        first_row += table.num_rows
 
 
 def check_columns(log: Log, needed: list[str]) -> None:

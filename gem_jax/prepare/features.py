@@ -11,13 +11,13 @@
 
 | kind | keys beside `column`, `why` and `look` | becomes |
 |---|---|---|
-| categorical | `name`, `role`, `table`, `max_ids`, `event` | ids of a vocabulary; features of one `table` share it; lists keep their first `max_ids` |
+| categorical | `name`, `role`, `table`, `max_ids`, `event` | ids of the vocabulary `table`; of a list the first `max_ids` |
 | dense | `name`, `role`, `log` | a number of order one, after a signed logarithm where `log` is true |
 | vector | `name`, `role`, `dim` | numbers as they are, a pretrained embedding |
 | ignore | | nothing |
 
-`event`: the feature is also an attribute of the user's past rows. `name` is the column unless given, `table` the name. `why` says what
-the guess is made of, and `look` why it may be wrong; both are ignored when the file is read.
+`event`: the feature is also an attribute of the user's past rows. `name` is the column unless given, `table` the name; features of
+one `table` share it. `why` says what the guess is made of, and `look` why it may be wrong; both are ignored when the file is read.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from gem_jax.data.checks import check_labels_differ
 from gem_jax.data.source import DataError
-from gem_jax.prepare.encoder import check_columns, check_kind, flat_column, vector
+from gem_jax.prepare.encoder import check_columns, check_kind, column_batches, flat_column, vector
 from gem_jax.prepare.features import Feature, Features, nearest
 from gem_jax.prepare.log import Log
 from gem_jax.prepare.scaling import Moments, Scaling
@@ -108,12 +108,7 @@ class Learner:
         )
         needed = list(dict.fromkeys([self._columns.time, *(f.column for f in used), *more]))
         check_columns(log, needed)
-        first_row = 0
-        for table in log.batches(needed):
-            columns = {
-                name: Column(values=table[name].combine_chunks(), name=name, log=log.name, first_row=first_row)
-                for name in needed
-            }
+        for columns in column_batches(log, needed):
             training = clock.ticks(columns[self._columns.time]) < before
             for feature in used:
                 self._add(feature, columns[feature.column], training)
@@ -121,7 +116,6 @@ class Learner:
                 self._add_labels([columns[name] for name in self._columns.label], training)
                 if self._columns.domain is not None:
                     self._count(DOMAIN, columns[self._columns.domain], training)
-            first_row += table.num_rows
 
     def learned(self, min_count: int, log: Log) -> Learned:
         """What was found.

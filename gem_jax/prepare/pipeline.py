@@ -1,8 +1,8 @@
 """From a raw log to a folder that trains with one more command, in three passes: look, learn, write.
 
 What is held in memory: a batch of rows; one entry per distinct value of every vocabulary; and, of every row of the log and of every
-event of the other sources, its time, user and event ids, to sort them: 16 bytes and 4 per attribute, twice while they are sorted. So
-100 million rows with 4 attributes take about 8 GB. CSV is read once more before, to settle what its columns are.
+event of the other sources, its time, user and event ids, to sort them: 16 bytes and 4 per attribute, twice while they are sorted.
+So 100 million rows with 4 attributes take about 8 GB. CSV is read once more before, to settle what its columns are.
 """
 
 import dataclasses
@@ -76,9 +76,9 @@ def prepare(
 ) -> Prepared:
     """Prepares a log for training, and for scoring more of its rows later.
 
-    Rows are split by time: the last `test_share` is for test, what comes before it for validation, the rest trains. Vocabularies and
-    scalings are learned from the training rows alone. A row's history is what its user did strictly before: earlier rows of the log,
-    with what was shown and the labels, and the events of the other sources.
+    Rows are split by time: the last `test_share` is for test, what comes before it for validation, the rest trains. Vocabularies
+    and scalings are learned from the training rows alone. A row's history is what its user did strictly before: earlier rows of
+    the log, with what was shown and the labels, and the events of the other sources.
 
     A label of a past row counts from the row's own time. Where it becomes known only later (a conversion days after the click), a
     history says what was not yet known: give such outcomes as events of their own, at the time at which they are known, and set
@@ -127,8 +127,9 @@ def prepare(
     spec = _spec(columns, found.clock, features, learned, min_count=min_count, max_len=max_len)
 
     _begin(folder)
-    _write(folder, spec, learned, logs, found.ticks, cut)
-    show_parts(folder, cut.counts, found, console)
+    num_events = _write(folder, spec, learned, logs, found.ticks, cut)
+    left_out = {name: log.count_rows() - num_events[name] for name, log in logs.items()}
+    show_parts(folder, spec, cut.counts, left_out, console)
     return Prepared(folder=folder, features=features, rows={part: n for part, n in cut.counts.items() if n})
 
 
@@ -274,8 +275,8 @@ def _begin(folder: pathlib.Path) -> None:
 
 def _write(
     folder: pathlib.Path, spec: Spec, learned: Learned, logs: dict[str, Log], ticks: np.ndarray, cut: Cut
-) -> None:
-    """The third pass: examples, events, and what scoring needs."""
+) -> dict[str, int]:
+    """The third pass: examples, events, and what scoring needs; how many events each source has."""
     encoder = Encoder(spec, learned.vocabularies)
     events = {name: np.concatenate(list(encoder.events(name, log))) for name, log in logs.items() if name != PAST}
     parts, past = _write_examples(folder, encoder, logs[PAST], ticks, cut)
@@ -295,6 +296,7 @@ def _write(
     write_json(folder / PARTS_FILE, identity)
     last = {name: newest(records, spec.max_len) for name, records in events.items()}
     Preparation(spec=spec, vocabularies=learned.vocabularies, last_events=last).save(folder)
+    return {name: len(records) for name, records in events.items()}
 
 
 def _write_examples(

@@ -67,7 +67,7 @@ class Preparation:
 
         The history of a row is the newest `max_len` events of its user strictly before it: among those that were kept as of the end
         of the prepared log, and those given here. The rows to score are no events of each other: give what has happened since as
-        `events={"past": rows}`. An event that stands in both counts once.
+        `events={"past": rows}`, with their labels. An event of the same user, time and ids as a kept one takes its place.
 
         Labels that are absent are NaN. An example's id is its `example_id`, or else its row, from 0.
 
@@ -132,7 +132,8 @@ class Preparation:
         """The last events of a source, and those given."""
         records = self.last_events[source]
         if given is not None:
-            records = union(records, np.concatenate([records[:0], *encoder.events(source, given)]))
+            names = tuple(feature.name for feature in self.spec.attributes(source))
+            records = union(records, np.concatenate([records[:0], *encoder.events(source, given)]), names)
         return log_of(records, self.spec.clock.ticks_per_s)
 
     def _types_of_text(self) -> dict[str, pa.DataType]:
@@ -182,7 +183,7 @@ class RawSource:
                 here = numbers == number
                 records[here] = self._batch(int(number))[indices[here] % BATCH_ROWS]
         find_histories(records, self._events, self._spec.max_len)
-        return examples_of(records, self.schema, self._spec.clock.ticks_per_s, self._events)
+        return examples_of(records, self._spec, self.schema, self._events)
 
     def identity(self) -> str:
         """Digest of all examples; reads every row."""
@@ -219,18 +220,27 @@ def newest(records: np.ndarray, most: int) -> np.ndarray:
     return records[log_of(records, 1).rank_from_end() <= most]
 
 
-def union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The events of two sets, sorted; of equal events there are as many as the set with more of them has."""
-    joined = np.concatenate([a, b])
+def union(kept: np.ndarray, given: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """The events of two sets, sorted; one that is given takes the place of a kept one.
+
+    Args:
+      kept: records [E] of `event_dtype`.
+      given: records of the same dtype.
+      names: ids by which, beside user and time, two events are the same; outcomes may have changed since.
+    """
+    joined = np.concatenate([given, kept])
     if not len(joined):
         return joined
-    order = event_order(joined)
-    joined, is_b = joined[order], (order >= len(a))
-    as_bytes = joined.view(np.uint8).reshape(len(joined), -1)
-    is_first = np.append(True, (as_bytes[1:] != as_bytes[:-1]).any(axis=1))
+    is_kept = np.arange(len(joined)) >= len(given)
+    keys = [joined["user"], joined["time"], *(joined["ids"][name] for name in names)]
+    order = np.lexsort((is_kept, *reversed(keys)))
+    is_first = np.append(True, np.any([key[order][1:] != key[order][:-1] for key in keys], axis=0))
     group = np.cumsum(is_first) - 1
-    counts = [np.bincount(group[side], minlength=int(group[-1]) + 1) for side in (~is_b, is_b)]
-    return np.repeat(joined[is_first], np.maximum(*counts))
+    place = np.arange(len(joined)) - np.flatnonzero(is_first)[group]
+    num_given = np.bincount(group[~is_kept[order]], minlength=int(group[-1]) + 1)[group]
+    # Given events come first in their group; of the kept ones after them, as many are the same events.
+    merged = joined[order[~is_kept[order] | (place >= 2 * num_given)]]
+    return merged[event_order(merged)]
 
 
 def _vocabulary_file(folder: pathlib.Path, place: int) -> pathlib.Path:

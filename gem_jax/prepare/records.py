@@ -1,7 +1,7 @@
 """Examples and events as files of fixed rows, which are memory-mapped: an example is one read, wherever it stands.
 
-NumPy's own format (.npy) with a structured dtype: `numpy.load(file, mmap_mode="r")` shows every column by name. Histories are not in
-them: an example has the rows of each event log at which its history begins and ends (`gem_jax.data.event_log`).
+NumPy's own format (.npy) with a structured dtype: `numpy.load(file, mmap_mode="r")` shows every column by name. Histories are not
+in them: an example has the rows of each event log at which its history begins and ends (`gem_jax.data.event_log`).
 
 Shape letters: n examples, E events.
 """
@@ -12,10 +12,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gem_jax.data.batch import Examples
+from gem_jax.data.batch import Examples, Histories
 from gem_jax.data.event_log import EventLog
 from gem_jax.data.schema import Schema, Sequence
 from gem_jax.data.source import DataError
+from gem_jax.prepare.spec import Spec
 
 BLOCK = 2**16
 """Rows that are worked on at once where all of a file are."""
@@ -44,13 +45,13 @@ def event_dtype(sequence: Sequence) -> np.dtype:
     return np.dtype([("user", "<i8"), ("time", "<i8"), ("ids", [(a.name, "<i4") for a in sequence.attributes])])
 
 
-def examples_of(records: np.ndarray, schema: Schema, ticks_per_s: int, logs: dict[str, EventLog]) -> Examples:
+def examples_of(records: np.ndarray, spec: Spec, schema: Schema, logs: dict[str, EventLog]) -> Examples:
     """Records [n] of `example_dtype` as examples, with their histories.
 
     Args:
       records: in memory.
-      schema: of the examples.
-      ticks_per_s: of the records' times.
+      spec: how rows became examples.
+      schema: that of the spec.
       logs: sequence -> the events in whose rows `first` and `stop` count.
     """
     time = records["time"].copy()
@@ -61,19 +62,21 @@ def examples_of(records: np.ndarray, schema: Schema, ticks_per_s: int, logs: dic
             values = values[name]
         return np.ascontiguousarray(values)
 
+    def histories(name: str, log: EventLog) -> Histories:
+        stop = column("stop", name)
+        return log.histories(np.maximum(column("first", name), stop - spec.max_len), stop, time)
+
     return Examples(
         ids={f.name: column("ids", f.name) for f in schema.categoricals},
         dense=column("dense"),
         vectors={v.name: column("vectors", v.name) for v in schema.vectors},
-        sequences={
-            name: log.histories(column("first", name), column("stop", name), time) for name, log in logs.items()
-        },
+        sequences={name: histories(name, log) for name, log in logs.items()},
         labels=column("labels"),
         domain=column("domain"),
         weight=np.ones(len(records), np.float32),
         user=column("user"),
         example_id=column("example_id"),
-        time_s=time // ticks_per_s,
+        time_s=time // spec.clock.ticks_per_s,
         true_probability=np.full((len(records), len(schema.tasks)), np.nan, np.float32),
     )
 

@@ -8,8 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gem_jax.prepare.features import Feature, Features
-from gem_jax.prepare.spec import PAST, Columns
-from gem_jax.prepare.survey import Survey
+from gem_jax.prepare.spec import PAST, Columns, Spec
 
 _WIDTH = 120
 """Characters of a line where there is no terminal to ask."""
@@ -28,23 +27,30 @@ def show_features(features: Features, columns: Columns, console: Console) -> Non
         for feature in entries:
             table.add_row(escape(feature.column), _becomes(feature), _role(feature), escape(feature.why))
         console.print(table)
-    doubtful = [f for entries in (features.log, *features.events.values()) for f in entries if f.look]
+    doubtful: dict[tuple[str, str], list[str]] = {}
+    for feature in (f for entries in (features.log, *features.events.values()) for f in entries if f.look):
+        doubtful.setdefault((feature.kind, feature.look), []).append(feature.column)
     if doubtful:
         console.print("Look at these:", markup=False, highlight=False)
-    for feature in doubtful:
-        line = f"  {feature.column}: {feature.kind} ({feature.why}). {feature.look}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for (kind, look), names in doubtful.items():
+        console.print(f"  {', '.join(names)}: {kind}; {look}", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_parts(folder: pathlib.Path, counts: dict[str, int], found: Survey, console: Console) -> None:
-    """Prints the parts, and the commands that come next."""
+def show_parts(
+    folder: pathlib.Path, spec: Spec, counts: dict[str, int], left_out: dict[str, int], console: Console
+) -> None:
+    """Prints the parts, the vocabularies, rows without a user, and the commands that come next."""
     rows = ", ".join(f"{part} {count:,}" for part, count in counts.items())
-    unit = f" (times in {found.clock.unit})" if found.clock.family == "integer" else ""
-    lines = (
-        f"{len(found.ticks):,} rows in order of time{unit}: {rows}",
-        f"Change what a column becomes in {folder / 'features.json'}, and prepare again with --schema {folder / 'features.json'}",
+    unit = f", times in {spec.clock.unit}" if spec.clock.family == "integer" else ""
+    lines = [f"{sum(counts.values()):,} rows in order of time{unit}: {rows}"]
+    lines.append("ids: " + ", ".join(f"{table} {count:,}" for table, count in spec.rows.items()))
+    lines += [
+        f"{count:,} rows of {name} have no user, and are in no history" for name, count in left_out.items() if count
+    ]
+    lines += [
+        f"Change what a column becomes in {folder / 'features.json'}; prepare again with --schema {folder / 'features.json'}",
         f"Train with: python -m gem_jax.train configs/prepared.py data.path={folder}",
-    )
+    ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

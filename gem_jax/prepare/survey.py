@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gem_jax.data.source import PARTS, DataError
-from gem_jax.prepare.encoder import EXAMPLE_ID, check_columns
+from gem_jax.prepare.encoder import EXAMPLE_ID, check_columns, column_batches
 from gem_jax.prepare.log import Log
 from gem_jax.prepare.spec import Columns
 from gem_jax.prepare.types import is_list
-from gem_jax.prepare.values import Clock, Column
+from gem_jax.prepare.values import Clock
 
 _list_lengths = pc.list_value_length  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -46,23 +46,17 @@ def survey(log: Log, columns: Columns) -> Survey:
     ids: list[np.ndarray] = []
     ticks: list[np.ndarray] = []
     longest = {name: 0 for name in names if is_list(log.schema.field(name).type)}
-    first_row = 0
     sample = next(log.batches(names), None)
     if sample is None:
         raise DataError(f"{log.name} holds no rows: it needs at least one example")
     given = [name for name in (EXAMPLE_ID,) if name in names]
-    for table in log.batches(dict.fromkeys([*columns.label, columns.time, *longest, *given])):
-
-        def column(name: str, table: pa.Table = table, first_row: int = first_row) -> Column:
-            return Column(values=table[name].combine_chunks(), name=name, log=log.name, first_row=first_row)
-
+    for batch in column_batches(log, dict.fromkeys([*columns.label, columns.time, *longest, *given])):
         for name in columns.label:
-            column(name).labels()
-        ids += [column(name).example_ids() for name in given]
-        ticks.append(column(columns.time).ticks())
+            batch[name].labels()
+        ids += [batch[name].example_ids() for name in given]
+        ticks.append(batch[columns.time].ticks())
         for name in longest:
-            longest[name] = max(longest[name], pc.max(_list_lengths(table[name])).as_py() or 0)
-        first_row += table.num_rows
+            longest[name] = max(longest[name], pc.max(_list_lengths(batch[name].values)).as_py() or 0)
     if ids:
         _check_unique(np.concatenate(ids), log)
     times = np.concatenate(ticks)
