@@ -24,6 +24,8 @@ HASHED = 2**31
 """Integers beyond this are hashes: no count or price of anything goes there."""
 ALL_DIFFERENT = 0.9
 """Share of rows with a text of their own from which on it is taken for free text or an id of the row."""
+FALLING = 1.0
+"""Skewness from which on integers are taken for counts: ids are spread, or named as ids."""
 SKEWED = 2.0
 """Skewness from which on a logarithm is taken."""
 MOST_IDS = 32
@@ -94,7 +96,10 @@ def infer(sample: pa.Table, longest: dict[str, int], hints: Hints) -> tuple[Feat
             continue
         values = sample[column].combine_chunks()
         feature = _guess(column, values, longest.get(column, 0), hints)
-        features.append(dataclasses.replace(feature, name=(name := names.free(column)), table=name))
+        if feature.kind != "ignore":
+            name = names.free(column)
+            feature = dataclasses.replace(feature, name=name, table=name)
+        features.append(feature)
     return _with_events(features, sample, hints)
 
 
@@ -146,7 +151,7 @@ def _guess(column: str, values: pa.Array, longest: int, hints: Hints) -> Feature
     role = _role(column, hints)
     if column == hints.user:
         why = "the user: histories and grouped metrics use it; 'categorical' gives frequent users an embedding"
-        return Feature(column=column, kind="ignore", role="user", why=why)
+        return Feature(column=column, kind="ignore", why=why)
     if re.fullmatch(r"__index_level_\d+__", column):
         return Feature(column=column, kind="ignore", why="an index of pandas")
     known = values.drop_null()
@@ -162,7 +167,7 @@ def _guess(column: str, values: pa.Array, longest: int, hints: Hints) -> Feature
         return Feature(column=column, kind="ignore", why=str(values.type), look=look[kind])
     distinct = _count_distinct(known)
     seen = f"{distinct:,} distinct {_NOUNS[kind]} in {len(known):,} rows"
-    if distinct == 1 and len(known) == len(values) and column != hints.item:
+    if distinct == 1 and len(known) == len(values) and column not in (hints.item, hints.domain):
         return Feature(column=column, kind="ignore", why=f"always {known[0]}")
     if column in (hints.item, hints.domain):
         return Feature(column=column, kind="categorical", role=role, why=f"{seen}, {_said(column, hints)}")
@@ -199,11 +204,8 @@ def _guess_integers(column: str, known: pa.Array, distinct: int, role: Role, see
     if distinct <= FEW:
         look = "few integers: a count or a rank? dense if so" if distinct > 10 else ""
         return categorical("", look)
-    mode = pc.mode(known)[0]["mode"].as_py()
-    if mode - low <= 1 and _skewness(_reals(known)) > 1:
-        return _dense(
-            column, known, role, f"{seen}, most often {mode}, falling off: a count", look="an id? categorical if so"
-        )
+    if _skewness(_reals(known)) > FALLING:
+        return _dense(column, known, role, f"{seen}, fewer and fewer large ones: a count", look="an id? categorical if so")
     if len(known) >= REPEATS * distinct:
         return categorical("", look="a count or a price? dense if so")
     return _dense(column, known, role, f"{seen}, {low:,} to {high:,}", look="an id? categorical if so")

@@ -7,12 +7,14 @@ Whatever holds the rows, they come out the same: in the order of the files (sort
 import os
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset
+import pyarrow.fs
 
 from gem_jax.data.source import DataError
 from gem_jax.prepare.types import cast, plain_schema
@@ -33,6 +35,8 @@ NULLS = ("", "null", "NULL")
 
 _WIDER = {"null": pa.int64(), "int64": pa.float64(), "double": pa.string()}
 """What a CSV column is taken for where a cell does not fit what the first rows were taken for; else a string."""
+
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 _BAD_CELL = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to .*?: (?:invalid value )?(.*)")
 _BAD_ROW = re.compile(r"CSV parse error: Row #(\d+): (.*)", re.DOTALL)
@@ -111,7 +115,7 @@ class _Table:
     def batches(self, columns: Iterable[str]) -> Iterator[pa.Table]:
         names = list(columns)
         schema = pa.schema([self.schema.field(name) for name in names])
-        batches = (_plain_batch(batch, schema) for batch in self._table.select(names).to_batches())
+        batches = (_plain_batch(batch, schema, {}) for batch in self._table.select(names).to_batches())
         yield from _in_batches(batches, schema)
 
 
@@ -124,19 +128,10 @@ class _Files:
         files, kind = _find(path)
         self._is_csv = kind != "parquet"
         self._delimiter = {"tsv": "\t"}.get(kind, ",")
-        partitioned: dict[str, Any] = {"partitioning": "hive", "partition_base_dir": str(path)} if path.is_dir() else {}
-        try:
-            dataset = pyarrow.dataset.dataset([str(f) for f in files], format=self._format(), **partitioned)
-            self._fragments = sorted(dataset.get_fragments(), key=lambda fragment: fragment.path)
-            self._own = [fragment.physical_schema for fragment in self._fragments]
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
-        # The partitioning's own schema has the files' columns too.
-        keys = {key for f in self._fragments for key in pyarrow.dataset.get_partition_keys(f.partition_expression)}
-        folders = pa.schema([field for field in (dataset.partitioning.schema if keys else ()) if field.name in keys])
-        for fragment, own in zip(self._fragments, self._own, strict=True):
-            _check_names(own, fragment.path)
-        self.schema = self._unified(folders)
+        self._fragments = [self._format().make_fragment(str(file), pyarrow.fs.LocalFileSystem()) for file in files]
+        self._own = [_own_schema(fragment) for fragment in self._fragments]
+        self._folders = [_folder_values(file, path) for file in files]
+        self.schema = self._unified()
         self._count = self._settle_types() if self._is_csv else sum(f.count_rows() for f in self._fragments)
 
     def count_rows(self) -> int:
@@ -156,8 +151,8 @@ class _Files:
             ),
         )
 
-    def _unified(self, folders: pa.Schema) -> pa.Schema:
-        """Columns of all files; each of a type that holds the values of every file."""
+    def _unified(self) -> pa.Schema:
+        """Columns of all files and folders' names; each of a type that holds the values of every file."""
         fields: dict[str, pa.Field] = {}
         origin: dict[str, str] = {}
         for fragment, own in zip(self._fragments, self._own, strict=True):
@@ -165,10 +160,12 @@ class _Files:
                 before = fields.setdefault(field.name, field)
                 first = origin.setdefault(field.name, fragment.path)
                 fields[field.name] = self._wider(before, field, first, fragment.path)
-        for field in plain_schema(folders):
-            if field.name in fields:
-                raise DataError(f"{self.name}: '{field.name}' is a column of the files and a folder's name; rename one")
-            fields[field.name] = field
+        for name in {key: None for values in self._folders for key in values}:
+            if name in fields:
+                raise DataError(f"{self.name}: '{name}' is a column of the files and a folder's name; rename one")
+            texts = [values.get(name) for values in self._folders]
+            is_integer = all(text is None or re.fullmatch(r"0|-?[1-9]\d{0,17}", text) for text in texts)
+            fields[name] = pa.field(name, pa.int64() if is_integer else pa.string())
         return pa.schema(fields.values())
 
     def _wider(self, a: pa.Field, b: pa.Field, first: str, second: str) -> pa.Field:
@@ -191,20 +188,34 @@ class _Files:
                 self.schema = self.schema.set(self.schema.get_field_index(error.column), wider)
 
     def _read(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        for fragment, own in zip(self._fragments, self._own, strict=True):
-            present = [name for name in schema.names if name in own.names or name not in self._file_columns()]
+        for fragment, own, folders in zip(self._fragments, self._own, self._folders, strict=True):
+            present = [name for name in schema.names if name in own.names]
             # pyarrow 26 breaks list views that it casts while it scans, so Parquet is read as it is and cast here.
-            kinds = schema if self._is_csv else own
-            scanned = pa.schema([kinds.field(n) if n in own.names else schema.field(n) for n in present])
+            scanned = pa.schema([(schema if self._is_csv else own).field(name) for name in present])
             try:
                 # Only one thread counts the lines that messages name.
                 for batch in fragment.to_batches(schema=scanned, columns=present, use_threads=not self._is_csv):
-                    yield _plain_batch(batch, schema)
+                    yield _plain_batch(batch, schema, folders)
             except (pa.ArrowException, OSError) as error:
-                raise _explained(error, fragment.path, own) from error
+                raise _explained(error, fragment.path, own.names) from error
 
-    def _file_columns(self) -> set[str]:
-        return {name for own in self._own for name in own.names}
+
+def _own_schema(fragment: pyarrow.dataset.Fragment) -> pa.Schema:
+    """The columns of a file itself."""
+    try:
+        own = fragment.physical_schema
+    except (pa.ArrowException, OSError) as error:
+        raise _explained(error, fragment.path, []) from error
+    _check_names(own, fragment.path)
+    return own
+
+
+def _folder_values(file: pathlib.Path, log: pathlib.Path) -> dict[str, str | None]:
+    """What the folders between a log and its file say, as Hive names them: `column=value`."""
+    parts = file.relative_to(log).parts[:-1] if file != log else ()
+    pairs = (part.partition("=") for part in parts)
+    values = {name: urllib.parse.unquote(value) for name, equals, value in pairs if equals}
+    return {name: None if value == _HIVE_NULL else value for name, value in values.items()}
 
 
 class _CellError(DataError):
@@ -215,10 +226,10 @@ class _CellError(DataError):
         self.column = column
 
 
-def _explained(error: Exception, file: str, own: pa.Schema) -> DataError:
+def _explained(error: Exception, file: str, names: list[str]) -> DataError:
     text = str(error)
     if found := _BAD_CELL.search(text):
-        column = own.names[int(found[1])]
+        column = names[int(found[1])]
         return _CellError(f"{file}, line {found[2]}: '{column}' is {_first_line(found[3])}, which does not fit", column)
     if found := _BAD_ROW.search(text):
         return DataError(f"{file}, line {found[1]}: {_first_line(found[2])}; correct the line")
@@ -257,12 +268,18 @@ def _format_of(file: pathlib.Path) -> str | None:
     return next((FORMATS[end] for end in sorted(FORMATS, key=len) if file.name.lower().endswith(end)), None)
 
 
-def _plain_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch in the types of `schema`; a column that it lacks is null."""
+def _plain_batch(batch: pa.RecordBatch, schema: pa.Schema, folders: dict[str, str | None]) -> pa.RecordBatch:
+    """The batch in the types of `schema`; a column that it lacks is what the folders say, or null."""
     columns = []
     for field in schema:
         place = batch.schema.get_field_index(field.name)
-        columns.append(cast(batch.column(place), field.type) if place >= 0 else pa.nulls(batch.num_rows, field.type))
+        if place >= 0:
+            columns.append(cast(batch.column(place), field.type))
+        else:
+            constant = (
+                pa.scalar(folders.get(field.name), pa.string()).cast(field.type) if field.name in folders else None
+            )
+            columns.append(pa.repeat(pa.scalar(constant, field.type), batch.num_rows))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
