@@ -205,7 +205,9 @@ def _guess_integers(column: str, known: pa.Array, distinct: int, role: Role, see
         look = "few integers: a count or a rank? dense if so" if distinct > 10 else ""
         return categorical("", look)
     if _skewness(_reals(known)) > FALLING:
-        return _dense(column, known, role, f"{seen}, fewer and fewer large ones: a count", look="an id? categorical if so")
+        return _dense(
+            column, known, role, f"{seen}, fewer and fewer large ones: a count", look="an id? categorical if so"
+        )
     if len(known) >= REPEATS * distinct:
         return categorical("", look="a count or a price? dense if so")
     return _dense(column, known, role, f"{seen}, {low:,} to {high:,}", look="an id? categorical if so")

@@ -25,7 +25,7 @@ from gem_jax.prepare.infer import Hints, infer, infer_events
 from gem_jax.prepare.learn import Learned, Learner, check_features
 from gem_jax.prepare.log import Log, open_log
 from gem_jax.prepare.preparation import Preparation, newest
-from gem_jax.prepare.records import event_order, example_dtype, file_digest, find_histories, log_of
+from gem_jax.prepare.records import event_order, example_dtype, file_digest, find_histories, log_of, save_records
 from gem_jax.prepare.show import show_features, show_parts
 from gem_jax.prepare.spec import DOMAIN, FILE, OTHER, PAST, Columns, Spec, label_table
 from gem_jax.prepare.survey import Cut, Survey, survey
@@ -283,7 +283,7 @@ def _write(
     events = {PAST: past} | events
     events = {name: records[event_order(records)] for name, records in events.items()}
     for name, records in events.items():
-        np.save(folder / EVENTS / f"{name}.npy", records)
+        save_records(folder / EVENTS / f"{name}.npy", records)
     sources: dict[str, EventLog] = {name: log_of(records, spec.clock.ticks_per_s) for name, records in events.items()}
     for records in parts.values():
         find_histories(records, sources, spec.max_len)

@@ -31,6 +31,7 @@ from gem_jax.prepare.records import (
     find_histories,
     log_of,
     open_records,
+    save_records,
 )
 from gem_jax.prepare.spec import Spec
 from gem_jax.prepare.vocabulary import VALUE_TYPES, Vocabulary
@@ -100,7 +101,7 @@ class Preparation:
             for place, table in enumerate(self.spec.rows):
                 self.vocabularies[table].save(_vocabulary_file(folder, place))
             for source, records in self.last_events.items():
-                np.save(_events_file(folder, source), records)
+                save_records(_events_file(folder, source), records)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"'{folder}' cannot be written ({str(error).splitlines()[0]}); name a place that can"

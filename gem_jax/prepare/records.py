@@ -103,6 +103,14 @@ def find_histories(records: np.ndarray, logs: dict[str, EventLog], max_len: int)
             block["first"][name], block["stop"][name] = np.where(known, first, 0), np.where(known, stop, 0)
 
 
+def save_records(file: pathlib.Path, records: np.ndarray) -> None:
+    """Writes records under another name and moves them there: they may be a memory map of the file that they replace."""
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("wb") as opened:
+        np.save(opened, records)
+    partial.replace(file)
+
+
 def open_records(file: pathlib.Path, dtype: np.dtype) -> np.ndarray:
     """A file of records as a memory map.
 
