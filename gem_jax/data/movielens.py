@@ -8,29 +8,20 @@ Both make one log of events sorted by user and time; an example is a row of it, 
 """
 
 import dataclasses
-import gzip
-import logging
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
 from gem_jax.data.batch import Examples
-from gem_jax.data.checks import check_labels_differ, check_rows, existing_path, first_true
+from gem_jax.data.checks import check_labels_differ, existing_path, first_true
 from gem_jax.data.event_log import EventLog, LogSource, Past
 from gem_jax.data.identity import digest
+from gem_jax.data.movielens_files import read_movies, read_ratings, read_users, rows_of, split_columns
 from gem_jax.data.schema import Categorical, Role, Schema, Sequence, Table, Task
 from gem_jax.data.source import DataError, Splits
 
 SEQUENCE = "past"
 """The one sequence of these examples: everything the user rated before."""
-
-YEARS_PER_BUCKET = 5
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +54,11 @@ class MovieLensConfig:
         folder = existing_path(self.path, "the MovieLens-1M folder")
         if folder.is_file():
             folder = folder.parent
-        file, (users, movies, ratings, times) = _read_ratings(folder)
-        user_file, user_keys, user_ids = _read_users(folder)
-        movie_file, movie_keys, item_ids = _read_movies(folder)
-        user = _rows_of(users, user_keys, file, "user", user_file)
-        item = _rows_of(movies, movie_keys, file, "movie", movie_file)
+        file, (users, movies, ratings, times) = read_ratings(folder)
+        user_file, user_keys, user_ids = read_users(folder)
+        movie_file, movie_keys, item_ids = read_movies(folder)
+        user = rows_of(users, user_keys, file, "user", user_file)
+        item = rows_of(movies, movie_keys, file, "movie", movie_file)
         user_ids["user"] = np.arange(len(user_keys), dtype=np.int32)[:, None]
         order = np.lexsort((np.arange(len(user)), times, user))
         user, item, ratings = (column[order].astype(np.int32) for column in (user, item, ratings))
@@ -134,7 +125,7 @@ class SasRecConfig:
           DataError: the file is missing, empty or malformed, or a user has every item.
         """
         file = existing_path(self.path, "the SASRec text release of ML-1M")
-        columns = _split_columns(file, " ", ("user", "item"), (0, 1))
+        columns = split_columns(file, " ", ("user", "item"), (0, 1))
         order = np.argsort(columns[:, 0], kind="stable")
         user, item = (columns[order].astype(np.int32) - 1).T
         num_items = int(item.max()) + 1
@@ -187,7 +178,7 @@ class SasRecConfig:
         return Splits(**{name: source(part) for name, part in parts.items()})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class _RatingRows:
     """n examples without their histories: a user, an item, a label.
 
@@ -281,140 +272,3 @@ def _ratings_schema(
         tasks=(Task(name="like"),),
         domains=("movies",),
     )
-
-
-def _find(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
-    return next((folder / name for name in names if (folder / name).exists()), None)
-
-
-def _read_ratings(folder: pathlib.Path) -> tuple[pathlib.Path, tuple[np.ndarray, ...]]:
-    """The file, and its users, movies, ratings (1 to 5) and times (seconds or positions), each int64 [E]."""
-    file = _find(folder, "ratings.dat", "ratings.dat.gz", "ml1m_ratings.npz")
-    if file is None:
-        raise DataError(
-            f"{folder} has no ratings.dat, ratings.dat.gz or ml1m_ratings.npz: give the MovieLens-1M folder"
-        )
-    if file.suffix != ".npz":
-        # Splitting "1::1193::5::978300760" at each ":" leaves an empty column between two values.
-        columns = _split_columns(file, ":", ("user", "-", "movie", "-", "rating", "-", "timestamp"), (0, 2, 4, 6)).T
-    else:
-        columns = _read_ratings_npz(file)
-        known = columns[3] >= 0
-        if not known.all():
-            _log.warning("%s: left out %d ratings whose place in the history is unknown", file, int((~known).sum()))
-        columns = columns[:, known]
-    bad = (columns[2] < 1) | (columns[2] > 5)
-    if bad.any():
-        raise DataError(f"{file}, row {first_true(bad)}: rating is {columns[2][bad][0]}; ratings go from 1 to 5")
-    return file, tuple(columns)
-
-
-def _read_ratings_npz(file: pathlib.Path) -> np.ndarray:
-    """user, movie, rating, pos: int64 [4, E]."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            columns = [arrays[name] for name in ("user", "movie", "rating", "pos")]
-    except KeyError as error:
-        raise DataError(f"{file} needs the arrays user, movie, rating and pos") from error
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} is not an npz file: give the MovieLens-1M folder") from error
-    if len({c.shape for c in columns}) > 1 or any(c.dtype.kind not in "iu" or c.ndim != 1 for c in columns):
-        raise DataError(f"{file}: user, movie, rating and pos must be whole numbers of one length")
-    check_rows(file, len(columns[0]))
-    return np.stack(columns).astype(np.int64)
-
-
-def _split_columns(file: pathlib.Path, separator: str, names: tuple[str, ...], wanted: tuple[int, ...]) -> np.ndarray:
-    """Whole numbers of a text file, int64 [lines, wanted]."""
-    labels = [f"{name}{k}" for k, name in enumerate(names)]
-    types = {label: pa.int64() if k in wanted else pa.null() for k, label in enumerate(labels)}
-    try:
-        table = pyarrow.csv.read_csv(
-            file,
-            read_options=pyarrow.csv.ReadOptions(column_names=labels),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=types, null_values=[""]),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file} is not text of {separator!r}-separated numbers: {str(error).splitlines()[0]}"
-        ) from error
-    for k in wanted:
-        if table[k].null_count:
-            row = first_true(np.asarray(table[k].is_null()))
-            raise DataError(f"{file}, line {row + 1}: '{names[k]}' is empty; give a whole number")
-    return np.stack([table[k].to_numpy() for k in wanted], axis=1)
-
-
-def _side_file(folder: pathlib.Path, what: str, num_fields: int) -> tuple[pathlib.Path, list[list[str]]]:
-    """The file and its lines, each split into `num_fields`."""
-    names = (f"{what}.dat", f"{what}.dat.gz", f"ml1m_{what}.dat.gz")
-    file = _find(folder, *names)
-    if file is None:
-        raise DataError(f"{folder} has no {' or '.join(names)}: give the MovieLens-1M folder")
-    try:
-        with (
-            gzip.open(file, "rt", encoding="latin-1") if file.suffix == ".gz" else file.open(encoding="latin-1") as text
-        ):
-            lines = [line.rstrip("\n").split("::") for line in text]
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{file} is not a whole gzip file: download it again") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    check_rows(file, len(lines))
-    for number, fields in enumerate(lines, 1):
-        if len(fields) != num_fields or not fields[0].isdigit():
-            raise DataError(
-                f"{file}, line {number}: expected {num_fields} fields separated by '::', the first a number"
-            )
-    return file, lines
-
-
-def _codes(values: list[str]) -> np.ndarray:
-    """Each value's place among the distinct values, int32 [n, 1]."""
-    return np.unique(values, return_inverse=True)[1].astype(np.int32)[:, None]
-
-
-def _read_users(folder: pathlib.Path) -> tuple[pathlib.Path, np.ndarray, dict[str, np.ndarray]]:
-    """The file, the user numbers (sorted) and the features of each; the region is the first digit of the zip code."""
-    file, lines = _side_file(folder, "users", 5)
-    lines.sort(key=lambda fields: int(fields[0]))
-    number, gender, age, occupation, zip_code = (list(column) for column in zip(*lines, strict=True))
-    ids = {"gender": gender, "age": age, "occupation": occupation, "region": [z[:1] for z in zip_code]}
-    return file, np.array(number, np.int64), {name: _codes(values) for name, values in ids.items()}
-
-
-def _read_movies(folder: pathlib.Path) -> tuple[pathlib.Path, np.ndarray, dict[str, np.ndarray]]:
-    """The file, the movie numbers (sorted) and the features of each; the year stands at the end of the title."""
-    file, lines = _side_file(folder, "movies", 3)
-    lines.sort(key=lambda fields: int(fields[0]))
-    names = sorted({genre for _, _, genres in lines for genre in genres.split("|")})
-    of_name = {name: k for k, name in enumerate(names)}
-    per_movie = [[of_name[genre] for genre in genres.split("|")] for _, _, genres in lines]
-    most = max(map(len, per_movie))
-    for number, title, _ in lines:
-        if not title[-5:-1].isdigit():
-            raise DataError(f"{file}: the title of movie {number} does not end in '(year)'")
-    year = np.array([int(title[-5:-1]) for _, title, _ in lines])
-    return (
-        file,
-        np.array([int(number) for number, _, _ in lines]),
-        {
-            "movie": np.arange(len(lines), dtype=np.int32)[:, None],
-            "genres": np.array([g + [-1] * (most - len(g)) for g in per_movie], np.int32),
-            "year": ((year - year.min()) // YEARS_PER_BUCKET).astype(np.int32)[:, None],
-        },
-    )
-
-
-def _rows_of(
-    keys: np.ndarray, known: np.ndarray, file: pathlib.Path, field: str, side_file: pathlib.Path
-) -> np.ndarray:
-    """Row of each key among the sorted known keys."""
-    rows = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    bad = known[rows] != keys
-    if bad.any():
-        raise DataError(
-            f"{file}: {field} {keys[first_true(bad)]} is not in {side_file}; use the two files of one release"
-        )
-    return rows

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ class PreparedSource:
         return examples_of(np.asarray(self._records[indices]), self._spec, self.schema, self._logs)
 
 
-def _read_parts(file: pathlib.Path) -> dict[str, dict[str, int | str]]:
+def _read_parts(file: pathlib.Path) -> dict[str, dict[str, Any]]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gem_jax.data.checks import first_true
-from gem_jax.data.schema import Categorical
 from gem_jax.data.source import DataError
 from gem_jax.prepare.features import Feature, nearest
 from gem_jax.prepare.log import Log
@@ -107,9 +106,9 @@ class Encoder:
             records["domain"] = np.maximum(self._vocabularies[DOMAIN].ids(columns[spec.columns.domain]), 0)
         for place, label in enumerate(spec.columns.label):
             records["labels"][:, place] = columns[label].labels() if label in columns else np.nan
-        for feature in self.schema.categoricals:
-            column = columns[self._column_of(feature)]
-            records["ids"][feature.name] = category_ids(column, self._vocabularies[feature.table], feature.max_ids)
+        for feature in spec.of_kind("categorical"):
+            vocabulary = self._vocabularies[feature.table]
+            records["ids"][feature.name] = category_ids(columns[feature.column], vocabulary, feature.max_ids)
         missing = {}
         for place, feature in enumerate(spec.of_kind("dense")):
             values = columns[feature.column].reals()
@@ -120,9 +119,6 @@ class Encoder:
         for place, name in enumerate(spec.missing_names, start=len(spec.of_kind("dense"))):
             records["dense"][:, place] = missing[name]
         return records
-
-    def _column_of(self, feature: Categorical) -> str:
-        return next(f.column for f in self._spec.features.log if f.kind == "categorical" and f.name == feature.name)
 
     def _scaled(self, feature: Feature, values: np.ndarray, column: Column) -> np.ndarray:
         with np.errstate(over="ignore"):

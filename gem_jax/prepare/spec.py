@@ -166,14 +166,19 @@ class Spec:
 
     @classmethod
     def _from_json(cls, tree: dict[str, Any], where: str) -> "Spec":
-        columns = tree.pop("columns")
+        columns = tree["columns"]
+        others: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items() if k not in _BUILT}
         return cls(
             columns=Columns(**{**columns, "label": tuple(columns["label"])}),
-            clock=Clock(**tree.pop("clock")),
-            features=features_from_json(tree.pop("features"), where),
-            scalings={name: Scaling(**scaling) for name, scaling in tree.pop("scalings").items()},
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()},
+            clock=Clock(**tree["clock"]),
+            features=features_from_json(tree["features"], where),
+            scalings={name: Scaling(**scaling) for name, scaling in tree["scalings"].items()},
+            **others,
         )
+
+
+_BUILT = ("columns", "clock", "features", "scalings")
+"""Fields of `Spec` that are objects of their own."""
 
 
 def label_table(task: str) -> str:
