@@ -64,6 +64,9 @@ def main(arguments: list[str]) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the folder is not whole; prepare again", file=sys.stderr)
+        return 130
     return 0
 
 

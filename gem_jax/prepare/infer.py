@@ -89,7 +89,7 @@ def infer(sample: pa.Table, longest: dict[str, int], hints: Hints) -> tuple[Feat
       longest: list column -> the most values that a row of the whole log has.
       hints: what the user says.
     """
-    names = _Names((*RESERVED, "user", *hints.reserved))
+    names = _Names((*RESERVED, "user", "age_s", *hints.reserved))
     features = []
     for column in sample.column_names:
         if column in hints.not_features:

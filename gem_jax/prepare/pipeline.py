@@ -2,7 +2,7 @@
 
 What is held in memory: a batch of rows; one entry per distinct value of every vocabulary; and, of every row of the log and of every
 event of the other sources, its time, user and event ids, to sort them: 16 bytes and 4 per attribute, twice while they are sorted.
-So 100 million rows with 4 attributes take about 8 GB. CSV is read once more before, to settle what its columns are.
+So 100 million rows with 4 attributes take about 10 GB. CSV is read once more before, to settle what its columns are.
 """
 
 import dataclasses

@@ -27,6 +27,7 @@ from gem_jax.prepare.log import BATCH_ROWS, Log, open_log
 from gem_jax.prepare.records import (
     event_dtype,
     event_order,
+    example_dtype,
     examples_of,
     find_histories,
     log_of,
@@ -178,7 +179,7 @@ class RawSource:
           DataError: a value of their batches is not what its column says.
         """
         with self._lock:
-            records = np.empty(len(indices), self._batch(0).dtype)
+            records = np.empty(len(indices), example_dtype(self.schema))
             numbers = indices // BATCH_ROWS
             for number in np.unique(numbers):
                 here = numbers == number

@@ -1,5 +1,6 @@
 """A log is prepared as a plain recomputation says, whatever holds its rows; and raw rows are scored with the same numbers."""
 
+import dataclasses
 import filecmp
 import pathlib
 from typing import Any
@@ -15,6 +16,7 @@ from gem_jax.data.batch import Examples
 from gem_jax.data.source import DataConfig, DataError, Source
 from gem_jax.prepare import Preparation, Prepared, PreparedConfig, prepare
 from gem_jax.prepare import log as log_module
+from gem_jax.prepare.encoder import Encoder
 from tests.gem_jax.data.random_examples import assert_same_examples, events_of
 from tests.gem_jax.prepare.logs import Reference, Rows, random_log, random_views, table
 
@@ -201,6 +203,37 @@ def test_raw_rows_are_scored_with_the_numbers_of_training(tmp_path, rows, views,
         assert (
             source.identity() == preparation.source(raw, events={"past": table(rows), "views": table(views)}).identity()
         )
+
+
+def test_rows_that_are_read_in_order_are_encoded_once(tmp_path, rows, monkeypatch):
+    """However many batches there are; and a jump back finds the same rows again."""
+    make(table(rows), tmp_path / "out")
+    passes = []
+    examples = Encoder.examples
+    monkeypatch.setattr(Encoder, "examples", lambda *args, **more: passes.append(1) or examples(*args, **more))
+    source = Preparation.load(tmp_path / "out").source(table(rows))
+    ids = [
+        source.read(np.arange(start, min(start + 50, len(source)))).example_id for start in range(0, len(source), 50)
+    ]
+    np.testing.assert_array_equal(np.concatenate(ids), np.arange(len(rows)))
+    assert len(passes) == 1 and len(rows) > 6 * 64
+    np.testing.assert_array_equal(source.read(np.array([399, 0])).example_id, [399, 0])
+    assert len(passes) == 2
+
+
+def test_a_log_whose_users_are_unknown_has_no_histories(tmp_path, rows):
+    """And one without any feature but the item trains all the same."""
+    bare = [{"ts": row["ts"], "uid": None, "ad_id": row["ad_id"], "click": row["click"]} for row in rows]
+    log = pa.Table.from_pylist(
+        bare, pa.schema({"ts": pa.int64(), "uid": pa.string(), "ad_id": pa.int64(), "click": pa.int8()})
+    )
+    config = make(log, tmp_path / "out", label="click", domain=None).config
+    examples = everything(config.build().test)
+    assert not examples.sequences["past"].lengths.any() and (examples.user == -1).all() and examples.dense.shape[1] == 0
+    assert_same_examples(
+        dataclasses.replace(everything(config.preparation().source(log)), example_id=np.arange(len(rows))),
+        everything(config.preparation().source(log, events={"past": log})),
+    )
 
 
 def test_rows_after_the_log_find_the_last_events(tmp_path, rows, views):
