@@ -33,12 +33,11 @@ FORMATS = {
 NULLS = ("", "null", "NULL")
 """Cells of a CSV file that are absent values."""
 
-_WIDER = {"null": pa.int64(), "int64": pa.float64(), "double": pa.string()}
-"""What a CSV column is taken for where a cell does not fit what the first rows were taken for; else a string."""
-
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
-_BAD_CELL = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to .*?: (?:invalid value )?(.*)")
+_BAD_CELL = re.compile(
+    r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to .*?: (?:invalid value )?(.*)", re.DOTALL
+)
 _BAD_ROW = re.compile(r"CSV parse error: Row #(\d+): (.*)", re.DOTALL)
 
 
@@ -145,7 +144,7 @@ class _Files:
         if not self._is_csv:
             return pyarrow.dataset.ParquetFileFormat()
         return pyarrow.dataset.CsvFileFormat(
-            parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 null_values=list(NULLS), strings_can_be_null=True, column_types=self._types
             ),
@@ -178,14 +177,20 @@ class _Files:
             raise DataError(f"'{a.name}' is {a.type} in {first} and {b.type} in {second}; write them alike") from error
 
     def _settle_types(self) -> int:
-        """Reads all text, and widens what a column is taken for until every cell fits; the number of rows."""
+        """Reads all text, and widens what a column is taken for until every cell fits; the number of rows.
+
+        What pyarrow takes for reals is tried as integers of 64 bits first: hashes beyond 2^63 would lose bits.
+        """
+        for place, field in enumerate(self.schema):
+            if field.type == pa.float64() and field.name not in self._types:
+                self.schema = self.schema.set(place, pa.field(field.name, pa.uint64()))
         while True:
             try:
                 return sum(batch.num_rows for batch in self._read(self.schema))
             except _CellError as error:
-                kind = self.schema.field(error.column).type
-                wider = pa.field(error.column, _WIDER.get(str(kind), pa.string()))
-                self.schema = self.schema.set(self.schema.get_field_index(error.column), wider)
+                place = self.schema.get_field_index(error.column)
+                wider = _wider_type(self.schema.field(place).type, error.cell)
+                self.schema = self.schema.set(place, pa.field(error.column, wider))
 
     def _read(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for fragment, own, folders in zip(self._fragments, self._own, self._folders, strict=True):
@@ -221,16 +226,35 @@ def _folder_values(file: pathlib.Path, log: pathlib.Path) -> dict[str, str | Non
 class _CellError(DataError):
     """A cell of a CSV file is not of its column's type."""
 
-    def __init__(self, message: str, column: str):
+    def __init__(self, message: str, column: str, cell: str):
         super().__init__(message)
         self.column = column
+        self.cell = cell
+
+
+def _wider_type(kind: pa.DataType, cell: str) -> pa.DataType:
+    """The narrowest type after `kind`, of those that text is taken for, that holds a cell too."""
+    narrow = [pa.null(), pa.int64(), pa.uint64(), pa.float64()]
+    for wider in narrow[narrow.index(kind) + 1 :] if kind in narrow else ():
+        if _holds(wider, cell) and not (kind == pa.uint64() and re.fullmatch(r"-\d+", cell)):
+            return wider
+    return pa.string()
+
+
+def _holds(kind: pa.DataType, cell: str) -> bool:
+    try:
+        pa.array([cell]).cast(kind)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _explained(error: Exception, file: str, names: list[str]) -> DataError:
     text = str(error)
     if found := _BAD_CELL.search(text):
         column = names[int(found[1])]
-        return _CellError(f"{file}, line {found[2]}: '{column}' is {_first_line(found[3])}, which does not fit", column)
+        message = f"{file}, line {found[2]}: '{column}' is {_first_line(found[3])}, which does not fit"
+        return _CellError(message, column, found[3].strip("'"))
     if found := _BAD_ROW.search(text):
         return DataError(f"{file}, line {found[1]}: {_first_line(found[2])}; correct the line")
     return DataError(f"{file} cannot be read: {_first_line(error)}")

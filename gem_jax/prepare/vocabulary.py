@@ -50,7 +50,7 @@ def as_values(column: Column, wanted: str) -> pa.Array:
     except pa.ArrowException as error:
         raise DataError(
             f"{column.log}, rows from {column.first_row} on: '{column.name}' has a value that does not fit: "
-            f"{str(error).splitlines()[0]}; its values were of the kind '{wanted}' when the log was prepared"
+            f"{str(error).splitlines()[0]}; its values were of the kind '{wanted}' in the first rows that were prepared"
         ) from error
 
 
