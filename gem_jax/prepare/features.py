@@ -24,8 +24,9 @@ import dataclasses
 import difflib
 import json
 import pathlib
+import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from gem_jax.data.schema import Role
@@ -173,6 +174,14 @@ def _check_known(tree: dict[str, Any], known: tuple[str, ...], where: str) -> No
     for key in tree:
         if key not in known:
             raise DataError(f"{where}: unknown key '{key}'; {nearest(key, known)}")
+
+
+def free_name(text: str, taken: Collection[str]) -> str:
+    """A name for the schema, which has no separators, that is not taken: `text` as nearly as can be."""
+    name = re.sub(r"[./:,=]", "_", text).strip() or "_"
+    while name in taken:
+        name += "_"
+    return name
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gem_jax.data.schema import RESERVED, Role
-from gem_jax.prepare.features import Feature
+from gem_jax.prepare.features import Feature, free_name
 from gem_jax.prepare.types import family, is_list
 from gem_jax.prepare.values import whole_numbers
 
@@ -47,6 +47,10 @@ _ID_WORDS = {
     "sku",
     "class",
 }
+_OUTCOME_WORDS = {
+    "click", "clicked", "buy", "bought", "purchase", "purchased", "conversion", "converted", "install", "installed", "order",
+    "ordered", "label", "target", "outcome", "response", "dwell", "watched", "liked",
+}  # fmt: skip
 _ROLE_WORDS: tuple[tuple[Role, set[str]], ...] = (
     ("user", {"user", "users", "uid", "member", "viewer", "age", "gender", "sex", "occupation", "income"}),
     ("format", {"format", "creative", "size"}),
@@ -98,7 +102,7 @@ def infer(sample: pa.Table, longest: dict[str, int], hints: Hints) -> tuple[Feat
         feature = _guess(column, values, longest.get(column, 0), hints)
         if feature.kind != "ignore":
             name = names.free(column)
-            feature = dataclasses.replace(feature, name=name, table=name)
+            feature = dataclasses.replace(feature, name=name, table=name, look=_look(feature))
         features.append(feature)
     return _with_events(features, sample, hints)
 
@@ -122,6 +126,14 @@ def infer_events(sample: pa.Table, source: str, log: Iterable[Feature], hints: H
     return tuple(features)
 
 
+def _look(feature: Feature) -> str:
+    """Why the guess may be wrong: what is known only after the row was shown tells the label."""
+    outcome = (
+        "what came of the row? then ignore it, or make it a label" if _words(feature.column) & _OUTCOME_WORDS else ""
+    )
+    return "; ".join(filter(None, (outcome, feature.look)))
+
+
 class _Names:
     """Names for the schema, none twice."""
 
@@ -129,9 +141,7 @@ class _Names:
         self._taken = set(taken)
 
     def free(self, column: str) -> str:
-        name = re.sub(r"[./:,=]", "_", column).strip() or "column"
-        while name in self._taken:
-            name += "_"
+        name = free_name(column, self._taken)
         self._taken |= {name, f"{name}_missing"}
         return name
 

@@ -6,8 +6,8 @@ So 100 million rows with 4 attributes take about 10 GB. CSV is read once more be
 """
 
 import dataclasses
+import itertools
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from gem_jax.errors import UserError
 from gem_jax.files import write_json
 from gem_jax.prepare.config import EVENTS, EXAMPLES, PARTS_FILE, PreparedConfig
 from gem_jax.prepare.encoder import EXAMPLE_ID, Encoder
-from gem_jax.prepare.features import Features, read_features
+from gem_jax.prepare.features import Features, free_name, read_features
 from gem_jax.prepare.infer import Hints, infer, infer_events
 from gem_jax.prepare.learn import Learned, Learner, check_features
 from gem_jax.prepare.log import Log, open_log
@@ -32,6 +32,9 @@ from gem_jax.prepare.survey import Cut, Survey, survey
 from gem_jax.prepare.values import Clock, Column
 
 FEATURES_FILE = "features.json"
+
+_WRITTEN = (f"{EXAMPLES}/*.npy", f"{EVENTS}/*.npy", "vocabularies/[0-9]*.parquet", "last_events/*.npy")
+"""Files that a preparation writes: no others are taken away from a folder that is prepared again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +235,10 @@ def _write_features(file: pathlib.Path, features: Features, *, given: bool) -> N
 
 
 def _tasks(columns: Columns) -> tuple[str, ...]:
-    return tuple("".join("_" if c in "./:,=" else c for c in name).strip() for name in columns.label)
+    tasks: list[str] = []
+    for name in columns.label:
+        tasks.append(free_name(name, tasks))
+    return tuple(tasks)
 
 
 def _spec(
@@ -240,12 +246,9 @@ def _spec(
 ) -> Spec:
     vocabularies = learned.vocabularies
     names = [str(value) for value in vocabularies[DOMAIN].values.to_pylist()] if columns.domain else []
-    plain = ["".join("_" if c in "./:,=" else c for c in name).strip() or "_" for name in names]
     domains = [OTHER]
-    for name in plain:
-        while name in domains:
-            name += "_"
-        domains.append(name)
+    for name in names:
+        domains.append(free_name(name, domains))
     return Spec(
         columns=columns,
         clock=clock,
@@ -265,10 +268,10 @@ def _begin(folder: pathlib.Path) -> None:
     """Takes away what an earlier preparation left, its preparation.json first: a folder without one is not taken for whole."""
     try:
         (folder / FILE).unlink(missing_ok=True)
-        for name in (EXAMPLES, EVENTS, "vocabularies", "last_events"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        for old in itertools.chain(*(folder.glob(pattern) for pattern in _WRITTEN)):
+            old.unlink()
         for name in (EXAMPLES, EVENTS):
-            (folder / name).mkdir(parents=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"'{folder}' cannot be written ({error.strerror}); name a place that can") from error
 

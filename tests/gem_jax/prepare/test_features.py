@@ -80,6 +80,13 @@ def test_names_that_the_schema_cannot_have_are_changed():
     assert len({f.name for f in found.values()}) == len(found)
 
 
+def test_what_may_tell_the_label_is_to_be_looked_at():
+    """A column that the user has not named as a label, and that is named as one."""
+    found = guess({"uid": range(90), "was_clicked": [0, 1, 0] * 30, "hour": [1, 2, 3] * 30})
+    assert found["was_clicked"].look == "what came of the row? then ignore it, or make it a label"
+    assert not found["hour"].look
+
+
 def test_what_the_user_says_goes_before_the_guess():
     found = guess(_columns(), item="clicks", domain="always", not_features=("score",))
     assert (found["clicks"].kind, found["clicks"].role, found["clicks"].event) == ("categorical", "ad", True)

@@ -102,6 +102,16 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
         make(tmp_path, out=tmp_path / "out" / "thesis.txt")
 
 
+def test_preparing_again_takes_away_only_its_own_files(tmp_path):
+    make(tmp_path, events={"views": LOG.select(["ts", "uid", "brand"])})
+    (tmp_path / "out" / "events" / "raw.parquet").write_text("mine")
+    (tmp_path / "out" / "features.json").unlink()
+    make(tmp_path, valid_share=0.0)
+    left = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*.*")}
+    assert "events/raw.parquet" in left
+    assert not {"events/views.npy", "last_events/views.npy", "examples/valid.npy"} & left
+
+
 @pytest.mark.parametrize("rows", [50, 70])
 def test_a_log_that_changes_while_it_is_read(tmp_path, monkeypatch, rows):
     pyarrow.csv.write_csv(LOG, tmp_path / "log.csv")
