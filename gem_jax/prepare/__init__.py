@@ -9,7 +9,7 @@ The prepared folder:
     features.json       what each column becomes, with reasons; edit it and pass it as --schema   `features`, `infer`
     preparation.json    what raw rows become examples by                                          `spec`
     vocabularies/       values in the order of their ids, as Parquet                              `vocabulary`
-    last_events/        the newest events of every user as of the log's end, for scoring          `preparation`
+    last_events/        the newest events of every user, to score what comes later                `preparation`
     examples/           train, valid, test in order of time: rows of fixed size, memory-mapped    `records`, `config`
     events/             one log per source, by user and time; an example has a range of its rows  `gem_jax.data.event_log`
     parts.json          how many rows the parts have, and digests

@@ -127,7 +127,7 @@ def prepare(
     for name, one in logs.items():
         learner.read(name, one, found.clock, cut.valid_from)
     learned = learner.learned(min_count, logs[PAST])
-    spec = _spec(columns, found.clock, features, learned, min_count=min_count, max_len=max_len)
+    spec = _spec(columns, found.clock, features, learned, cut, min_count=min_count, max_len=max_len)
 
     _begin(folder)
     num_events = _write(folder, spec, learned, logs, found.ticks, cut)
@@ -242,7 +242,7 @@ def _tasks(columns: Columns) -> tuple[str, ...]:
 
 
 def _spec(
-    columns: Columns, clock: Clock, features: Features, learned: Learned, *, min_count: int, max_len: int
+    columns: Columns, clock: Clock, features: Features, learned: Learned, cut: Cut, *, min_count: int, max_len: int
 ) -> Spec:
     vocabularies = learned.vocabularies
     names = [str(value) for value in vocabularies[DOMAIN].values.to_pylist()] if columns.domain else []
@@ -253,6 +253,8 @@ def _spec(
         columns=columns,
         clock=clock,
         max_len=max_len,
+        max_kept=max_len,
+        complete_from=cut.test_from,
         min_count=min_count,
         features=features,
         rows={name: vocabulary.rows for name, vocabulary in vocabularies.items()},
@@ -297,7 +299,7 @@ def _write(
         for part, records in parts.items()
     }
     write_json(folder / PARTS_FILE, identity)
-    last = {name: newest(records, spec.max_len) for name, records in events.items()}
+    last = {name: newest(records, spec.max_kept, spec.complete_from) for name, records in events.items()}
     Preparation(spec=spec, vocabularies=learned.vocabularies, last_events=last).save(folder)
     return {name: len(records) for name, records in events.items()}
 

@@ -1,11 +1,14 @@
 """What was learned from a log before training, kept beside a model so that raw rows can be scored with no code.
 
-<folder>/preparation.json           columns, features, scalings, sizes of vocabularies (`spec`)
-         vocabularies/<n>.parquet   values in the order of their ids, n the table's place in preparation.json
-         last_events/<source>.npy   the newest `max_len` events of every user and source as of the end of the log
+| file | holds |
+|---|---|
+| preparation.json | columns, features, scalings, sizes of vocabularies (`spec`) |
+| vocabularies/n.parquet | values in the order of their ids; n is the table's place in preparation.json |
+| last_events/source.npy | of every user the newest `max_kept` events before the test part, and all from there on |
 """
 
 import dataclasses
+import logging
 import pathlib
 import threading
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from gem_jax.data.batch import Examples
-from gem_jax.data.checks import check_rows
+from gem_jax.data.checks import check_rows, first_true
 from gem_jax.data.event_log import EventLog
 from gem_jax.data.identity import digest
 from gem_jax.data.schema import Schema
@@ -37,6 +40,8 @@ from gem_jax.prepare.records import (
 from gem_jax.prepare.spec import Spec
 from gem_jax.prepare.vocabulary import VALUE_TYPES, Vocabulary
 
+_log = logging.getLogger(__name__)
+
 _CACHED_BATCHES = 4
 """Batches of raw rows kept as records: those being read, and those that threads ahead have begun."""
 
@@ -48,7 +53,7 @@ class Preparation:
     Attributes:
       spec: what preparation.json holds.
       vocabularies: table -> its values.
-      last_events: source -> records [E] of each user's newest events, sorted.
+      last_events: source -> records [E] of each user's last events (`newest`), sorted.
     """
 
     spec: Spec
@@ -67,8 +72,9 @@ class Preparation:
     def source(self, log: Any, *, events: dict[str, Any] | None = None) -> Source:
         """Raw rows as examples, the same numbers as for training.
 
-        The history of a row is the newest `max_len` events of its user strictly before it: among those that were kept as of the end
-        of the prepared log, and those given here. The rows to score are no events of each other: give what has happened since as
+        The history of a row is the newest `max_len` events of its user strictly before it: among the last events of the prepared
+        log, and those given here, which are held in memory. From the log's test part on that is the whole history; of earlier rows
+        it may lack events, which a log line says. The rows to score are no events of each other: give what has happened since as
         `events={"past": rows}`, with their labels. An event of the same user, time and ids as a kept one takes its place.
 
         Labels that are absent are NaN. An example's id is its `example_id`, or else its row, from 0.
@@ -87,7 +93,8 @@ class Preparation:
             if name not in self.spec.sources:
                 raise DataError(f"there is no source of events '{name}'; {nearest(name, self.spec.sources)}")
         logs = {name: self._events(name, encoder, given.get(name)) for name in self.spec.sources}
-        return RawSource(self.spec, encoder, open_log(log, types), logs)
+        kept_only = tuple(name for name in self.spec.sources if name not in given)
+        return RawSource(self.spec, encoder, open_log(log, types), logs, kept_only)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the preparation; its preparation.json comes last, and says that all is there.
@@ -153,14 +160,19 @@ class RawSource:
       encoder: of that spec.
       log: the rows.
       events: source -> the events among which histories are found.
+      kept_only: sources of which these are the last events that were kept, so that early rows may lack some.
     """
 
-    def __init__(self, spec: Spec, encoder: Encoder, log: Log, events: dict[str, EventLog]):
+    def __init__(
+        self, spec: Spec, encoder: Encoder, log: Log, events: dict[str, EventLog], kept_only: tuple[str, ...] = ()
+    ):
         self.schema = encoder.schema
         self._spec = spec
         self._encoder = encoder
         self._log = log
         self._events = events
+        self._kept_only = kept_only
+        self._has_warned = False
         self._length = log.count_rows()
         check_rows(pathlib.Path(log.name), self._length)
         encoder.example_columns(log, with_labels=False)  # raises where one is missing
@@ -185,6 +197,7 @@ class RawSource:
                 here = numbers == number
                 records[here] = self._batch(int(number))[indices[here] % BATCH_ROWS]
         find_histories(records, self._events, self._spec.max_len)
+        self._warn_of_early_rows(records)
         return examples_of(records, self._spec, self.schema, self._events)
 
     def identity(self) -> str:
@@ -192,6 +205,23 @@ class RawSource:
         starts = range(0, len(self), BATCH_ROWS)
         parts = [digest(self.read(np.arange(start, min(start + BATCH_ROWS, len(self))))) for start in starts]
         return digest(parts)
+
+    def _warn_of_early_rows(self, records: np.ndarray) -> None:
+        """Says once that a history may be shorter than in training: its user has had more events than were kept."""
+        kept, start = self._spec.max_kept, self._spec.complete_from
+        early = records[(records["time"] < start) & (records["user"] >= 0)]
+        if self._has_warned or not len(early):
+            return
+        for name in self._kept_only:
+            first, stop = self._events[name].earlier(early["user"], np.full(len(early), start), kept)
+            lengths = early["stop"][name] - early["first"][name]
+            may_lack = (stop - first == kept) & (lengths < self._spec.max_len)
+            if may_lack.any():
+                self._has_warned = True
+                message = "%s: rows from before the test part, e.g. that of id %d, may lack events of '%s' that training saw; "
+                message += "give source() the whole log as events={'%s': ...} to have them"
+                _log.warning(message, self._log.name, early["example_id"][first_true(may_lack)], name, name)
+                return
 
     def _batch(self, number: int) -> np.ndarray:
         """Records of a batch, without histories."""
@@ -217,9 +247,14 @@ class RawSource:
             raise
 
 
-def newest(records: np.ndarray, most: int) -> np.ndarray:
-    """The newest `most` events of every user, of sorted records [E]."""
-    return records[log_of(records, 1).rank_from_end() <= most]
+def newest(records: np.ndarray, most: int, complete_from: int) -> np.ndarray:
+    """Of sorted records [E], every user's newest `most` before the tick `complete_from`, and all from there on.
+
+    They give the whole history, of `most` events, of any row from that tick on.
+    """
+    kept = records["time"] >= complete_from
+    kept[~kept] = log_of(records[~kept], 1).rank_from_end() <= most
+    return records[kept]
 
 
 def union(kept: np.ndarray, given: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

@@ -54,6 +54,8 @@ class Spec:
       columns: which of them mean what.
       clock: what times count.
       max_len: newest events of a history.
+      max_kept: newest events that are kept of every user before `complete_from`; a run may look at fewer.
+      complete_from: tick from which on the events that are kept for scoring give whole histories: the test part's first.
       min_count: training rows that a value needs for an id of its own.
       features: what every column becomes.
       rows: table or `DOMAIN` -> ids of its vocabulary, the unknown one too.
@@ -67,6 +69,8 @@ class Spec:
     columns: Columns
     clock: Clock
     max_len: int
+    max_kept: int
+    complete_from: int
     min_count: int
     features: Features
     rows: dict[str, int]

@@ -236,6 +236,25 @@ def test_a_log_whose_users_are_unknown_has_no_histories(tmp_path, rows):
     )
 
 
+def test_the_test_part_is_scored_from_the_kept_events_alone(tmp_path, rows, views, caplog):
+    """And rows before it may lack events, which is said once."""
+    splits = make(table(rows), tmp_path / "out", table(views), max_len=3).config.build()
+    preparation = Preparation.load(tmp_path / "out")
+    expected = everything(splits.test)
+    source = preparation.source(table(_raw(rows, expected.example_id)))
+    assert_same_examples(everything(source), expected)
+    assert not caplog.text
+    early = everything(splits.train)
+    source = preparation.source(table(_raw(rows, early.example_id)))
+    assert (everything(source).sequences["past"].lengths <= early.sequences["past"].lengths).all()
+    everything(source)
+    assert caplog.text.count("may lack events of 'past' that training saw; give source() the whole log as events") == 1
+    everything(
+        preparation.source(table(_raw(rows, early.example_id)), events={"past": table(rows), "views": table(views)})
+    )
+    assert len(caplog.records) == 1
+
+
 def test_rows_after_the_log_find_the_last_events(tmp_path, rows, views):
     """The next day: with nothing given the kept events are the history, and what is given comes on top."""
     make(table(rows), tmp_path / "out", table(views))

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from gem_jax.data.source import DataError
 from gem_jax.prepare.preparation import newest, union
-from gem_jax.prepare.records import event_order
+from gem_jax.prepare.records import event_order, log_of
 from gem_jax.prepare.scaling import Moments
 from gem_jax.prepare.values import Clock, Column
 from gem_jax.prepare.vocabulary import ValueCounts, Vocabulary
+from tests.gem_jax.data.random_examples import assert_same_columns
 
 
 def column(values: pa.Array) -> Column:
@@ -184,10 +185,21 @@ def test_the_union_has_each_event_once(kept, given_rows):
 
 
 @settings(max_examples=50, deadline=None)
+@given(ROWS, st.integers(1, 4), st.integers(0, 4))
+def test_kept_events_give_whole_histories_from_a_tick_on(rows, most, start):
+    log = events(rows)
+    whole, kept = (log_of(records, 1) for records in (log, newest(log, most, start)))
+    users, times = (values.reshape(-1) for values in np.meshgrid(np.arange(3), np.arange(start, 6)))
+    expected, found = (one.histories(*one.earlier(users, times, most), times) for one in (whole, kept))
+    assert_same_columns(found, expected, "histories")
+    assert (np.unique(kept.user, return_counts=True)[1] <= most).all() or (log["time"] >= start).any()
+
+
+@settings(max_examples=50, deadline=None)
 @given(ROWS, st.integers(1, 4))
 def test_the_newest_of_a_union_need_only_the_newest_kept(rows, most):
     """Why the last events of each user are enough to score what comes later."""
     log = events(rows)
     later = events([(0, 4, 1, 0), (1, 5, 0, 1)])
-    few, whole = (newest(union(kept, later, ("ad",)), most) for kept in (newest(log, most), log))
+    few, whole = (newest(union(kept, later, ("ad",)), most, 9) for kept in (newest(log, most, 9), log))
     np.testing.assert_array_equal(few, whole)
