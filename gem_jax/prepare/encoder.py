@@ -45,7 +45,7 @@ class Encoder:
         """
         spec = self._spec.columns
         features = [f.column for f in self._spec.features.log if f.kind != "ignore"]
-        needed = [spec.time, spec.user, *features, *([spec.domain] if spec.domain else [])]
+        needed = [spec.time, spec.user, *features, *([] if spec.domain is None else [spec.domain])]
         optional = [*spec.label, EXAMPLE_ID]
         check_columns(log, [*needed, *(spec.label if with_labels else ())])
         return list(dict.fromkeys([*needed, *(name for name in optional if name in log.schema.names)]))
@@ -79,7 +79,8 @@ class Encoder:
             records = np.zeros(len(users), dtype)
             records["user"], records["time"] = users, spec.clock.ticks(columns[spec.columns.time])
             for feature in attributes:
-                records["ids"][feature.name] = self._vocabularies[feature.table].ids(columns[feature.column])
+                ids = category_ids(columns[feature.column], self._vocabularies[feature.table], max_ids=1)
+                records["ids"][feature.name] = ids[:, 0]
             for task, label in labels.items():
                 records["ids"][task] = outcomes(columns[label].labels())
             yield records[users >= 0]

@@ -117,7 +117,7 @@ def infer_events(sample: pa.Table, source: str, log: Iterable[Feature], hints: H
             continue
         guess = _guess(column, sample[column].combine_chunks(), 0, hints)
         name = names.free(column)
-        if guess.kind == "categorical" and guess.max_ids == 1:
+        if guess.kind == "categorical" and not is_list(sample.schema.field(column).type):
             table = shared.get(column) or f"{source}_{name}"
             features.append(dataclasses.replace(guess, name=name, table=table, role="event"))
         else:
@@ -142,6 +142,8 @@ class _Names:
 
     def free(self, column: str) -> str:
         name = free_name(column, self._taken)
+        while f"{name}_missing" in self._taken:
+            name = free_name(f"{name}_", self._taken)
         self._taken |= {name, f"{name}_missing"}
         return name
 

@@ -91,6 +91,7 @@ class Learner:
         self._counts = {table: ValueCounts(kind) for table, kind in self._families.items()}
         self._moments = {f.name: Moments(f.log) for f in features.log if f.kind == "dense"}
         self._missing: dict[str, bool] = {f.name: False for f in features.log if f.kind == "vector"}
+        self._row_columns = (*columns.label, *([] if columns.domain is None else [columns.domain]))
         self._seen = np.full(
             (2, len(columns.label)), np.nan, np.float32
         )  # the smallest and the largest label of each task
@@ -103,9 +104,7 @@ class Learner:
         """
         entries = self._features.log if source == PAST else self._features.events[source]
         used = [feature for feature in entries if feature.kind != "ignore"]
-        more = (
-            [*self._columns.label, *([self._columns.domain] if self._columns.domain else [])] if source == PAST else []
-        )
+        more = self._row_columns if source == PAST else ()
         needed = list(dict.fromkeys([self._columns.time, *(f.column for f in used), *more]))
         check_columns(log, needed)
         for columns in column_batches(log, needed):

@@ -245,10 +245,9 @@ def _spec(
     columns: Columns, clock: Clock, features: Features, learned: Learned, cut: Cut, *, min_count: int, max_len: int
 ) -> Spec:
     vocabularies = learned.vocabularies
-    names = [str(value) for value in vocabularies[DOMAIN].values.to_pylist()] if columns.domain else []
-    domains = [OTHER]
-    for name in names:
-        domains.append(free_name(name, domains))
+    domains = ["all"] if columns.domain is None else [OTHER]
+    for value in [] if columns.domain is None else vocabularies[DOMAIN].values.to_pylist():
+        domains.append(free_name(str(value), domains))
     return Spec(
         columns=columns,
         clock=clock,
@@ -262,7 +261,7 @@ def _spec(
         scalings=learned.scalings,
         missing=learned.missing,
         tasks=_tasks(columns),
-        domains=tuple(domains) if columns.domain else ("all",),
+        domains=tuple(domains),
     )
 
 

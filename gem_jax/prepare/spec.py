@@ -112,6 +112,7 @@ class Spec:
           SchemaError: names of features contradict each other.
         """
         roles = {f.name: f.role for f in self.features.log}
+        roles |= {f"{name}_missing": roles[name] for name in self.missing_names}
         tables = [Table(name=name, rows=rows) for name, rows in self.rows.items() if name != DOMAIN]
         return Schema(
             tables=(*tables, *(Table(name=label_table(task), rows=2) for task in self.tasks)),
@@ -119,7 +120,7 @@ class Spec:
                 Categorical(name=f.name, table=f.table, role=f.role, max_ids=f.max_ids)
                 for f in self.of_kind("categorical")
             ),
-            dense=tuple(Dense(name=name, role=roles[name.removesuffix("_missing")]) for name in self.dense_names),
+            dense=tuple(Dense(name=name, role=roles[name]) for name in self.dense_names),
             vectors=tuple(Vector(name=f.name, dim=f.dim, role=f.role) for f in self.of_kind("vector")),
             sequences=tuple(self._sequence(source) for source in self.sources),
             tasks=tuple(Task(name=task) for task in self.tasks),

@@ -10,7 +10,7 @@ from gem_jax.data.source import PARTS, DataError
 from gem_jax.prepare.encoder import EXAMPLE_ID, check_columns, column_batches
 from gem_jax.prepare.log import Log
 from gem_jax.prepare.spec import Columns
-from gem_jax.prepare.types import is_list
+from gem_jax.prepare.types import family, is_list
 from gem_jax.prepare.values import Clock
 
 _list_lengths = pc.list_value_length  # pyright: ignore[reportAttributeAccessIssue]
@@ -37,11 +37,17 @@ def survey(log: Log, columns: Columns) -> Survey:
     """Reads a log once.
 
     Raises:
-      DataError: a column that the user named is missing, there are no rows, a label is not 0, 1 or null, a time is null or no time,
-        or an example id stands twice.
+      DataError: a column that the user named is missing or of a type that it cannot have, there are no rows, a label is not 0, 1
+        or null, a time is null or no time, or an example id stands twice.
     """
-    named = [*columns.label, columns.time, columns.user, *filter(None, (columns.item, columns.domain))]
+    shown = [name for name in (columns.item, columns.domain) if name is not None]
+    named = [*columns.label, columns.time, columns.user, *shown]
     check_columns(log, named)
+    for name in shown:
+        if family(kind := log.schema.field(name).type) not in ("boolean", "integer", "unsigned", "number", "string"):
+            raise DataError(
+                f"{log.name}: column '{name}' is {kind}; an item or a domain must be an integer or a string"
+            )
     names = log.schema.names
     ids: list[np.ndarray] = []
     ticks: list[np.ndarray] = []

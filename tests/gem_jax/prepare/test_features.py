@@ -78,6 +78,27 @@ def test_names_that_the_schema_cannot_have_are_changed():
     found = guess(_columns(), reserved=("past", "click"))
     assert (found["a.b"].name, found["weight"].name) == ("a_b", "weight_")
     assert len({f.name for f in found.values()}) == len(found)
+    names = [
+        f.name
+        for f in guess({"uid": [1], "p_missing": [1.5, 2.0][:1], "p": [2.5], "q": [1], "q_missing": [2]}).values()
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_a_number_may_be_called_missing(tmp_path):
+    """Its companion and the companion of the number without that word are two features."""
+    rng = np.random.default_rng(0)
+    reals = pa.array(rng.normal(size=NUM), mask=rng.random(NUM) < 0.1)
+    for names in (("p_missing", "p"), ("p", "p_missing"), ("p_missing", "q")):
+        log = pa.table(
+            dict.fromkeys(names, reals)
+            | {"ts": np.arange(NUM), "uid": np.arange(NUM), "click": rng.integers(0, 2, NUM)}
+        )
+        out = tmp_path / "-".join(names)
+        schema = prepare(
+            log, label="click", time="ts", user="uid", out=out, console=Console(quiet=True)
+        ).config.schema()
+        assert len(schema.dense) == 4
 
 
 def test_what_may_tell_the_label_is_to_be_looked_at():

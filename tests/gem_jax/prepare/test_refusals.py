@@ -38,6 +38,14 @@ def with_value(name: str, row: int, value: Any) -> pa.Table:
         ({"user": "user"}, "the table has no column 'user'"),
         ({"item": "ad"}, "the table has no column 'ad'"),
         ({"domain": "chanel"}, "no column 'chanel'; did you mean 'channel'"),
+        (
+            {"log": with_column("ad_id", [[1]] * 60), "item": "ad_id"},
+            "column 'ad_id' is list<item: int64>; an item or a domain",
+        ),
+        (
+            {"log": with_column("ad_id", pa.nulls(60)), "domain": "ad_id"},
+            "column 'ad_id' is null; an item or a domain must be",
+        ),
         ({"label": ()}, "name at least one label"),
         ({"label": ("click", "click")}, "column 'click' is named twice among label, time and user"),
         ({"label": ("ts",)}, "column 'ts' is named twice"),
