@@ -150,7 +150,7 @@ class _Names:
 
 def _with_events(features: list[Feature], sample: pa.Table, hints: Hints) -> tuple[Feature, ...]:
     """Marks what of a past row is an attribute of its event: what was shown, else the categorical of the most values."""
-    single = [f for f in features if f.kind == "categorical" and f.max_ids == 1]
+    single = [f for f in features if f.kind == "categorical" and not is_list(sample.schema.field(f.column).type)]
     shown = {f.column for f in single if f.role == "ad"}
     if not shown and single:
         shown = {max(single, key=lambda f: _count_distinct(sample[f.column].combine_chunks())).column}
