@@ -83,8 +83,8 @@ def prepare(
     and scalings are learned from the training rows alone. A row's history is what its user did strictly before: earlier rows of
     the log, with what was shown and the labels, and the events of the other sources.
 
-    Leakage: a past row shows its labels from its own time on. A label that becomes known only later, such as a conversion days after
-    its click, is thus seen by rows in between, which serving could not know; results of such a log flatter. There is no delay to set.
+    Leakage: a past row shows its labels from its own time on. A label that becomes known only later, such as a conversion days
+    after its click, is thus seen by rows in between, which serving could not know: results on such a log flatter the model.
 
     Args:
       log: a CSV or Parquet file, a folder of either, or a table of pyarrow, Polars or pandas.
