@@ -40,7 +40,7 @@ def test_one_way(folder, forbidden):
     [
         ("orbax", "gem_jax/checkpoint/store.py"),
         ("grain", "gem_jax/data"),
-        ("pyarrow", "gem_jax/data"),
+        ("pyarrow", ("gem_jax/data", "gem_jax/prepare")),
         ("tensorboardX", "gem_jax/report/log.py"),
     ],
 )
@@ -60,6 +60,7 @@ ROOMS = (
     ("errors",),
     ("files",),
     ("data",),
+    ("prepare",),
     ("parallel", "precision"),
     ("embedding",),
     ("nn",),

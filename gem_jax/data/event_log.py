@@ -1,4 +1,14 @@
-"""One log of events, sorted by user and time, and examples that are rows of it: histories need no storage."""
+"""Histories that are stored once: logs of events sorted by user and time, and examples that are rows of them.
+
+    log = EventLog(user=..., time=..., ids={"ad": ...})           one source of events, in memory or a memory map
+    first, stop = log.earlier(users, times, most=100)             each example's history: rows first .. stop of the log
+    LogSource(schema, examples, {"clicks": Past(log, first, stop, times)})
+
+A user's events lie together and in order, so a history is a range of rows, and n examples take n pairs of numbers instead of n
+lists. `gem_jax.data.movielens` and `gem_jax.prepare` read their histories this way.
+
+Shape letters: n examples, E events.
+"""
 
 import dataclasses
 
@@ -8,32 +18,27 @@ from gem_jax.data.batch import Examples, Histories
 from gem_jax.data.columns import ragged_ranges
 from gem_jax.data.identity import digest
 from gem_jax.data.schema import Schema
-
-SEQUENCE = "past"
-"""The one sequence of such examples: everything the user did before."""
+from gem_jax.data.source import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EventLog:
-    """E events sorted by user, then time, with the features of users and items.
+    """E events of one source, sorted by user, then time.
 
     Attributes:
-      user: int32 [E], row of the user's features.
-      item: int32 [E], row of the item's features.
-      time: int64 [E], seconds, or place in the user's order.
-      in_seconds: whether `time` is Unix seconds.
-      event_ids: attribute -> int32 [E].
-      user_ids: feature -> int32 [users, max_ids].
-      item_ids: feature -> int32 [items, max_ids].
+      user: integer [E].
+      time: int64 [E], ticks of the log's clock, or place in the user's order.
+      ids: attribute -> int32 [E], -1 absent.
+      ticks_per_s: ticks of a second; 1 where the time is a place.
     """
 
     user: np.ndarray
-    item: np.ndarray
     time: np.ndarray
-    in_seconds: bool
-    event_ids: dict[str, np.ndarray]
-    user_ids: dict[str, np.ndarray]
-    item_ids: dict[str, np.ndarray]
+    ids: dict[str, np.ndarray]
+    ticks_per_s: int = 1
+
+    def __len__(self) -> int:
+        return len(self.user)
 
     def first_rows(self) -> np.ndarray:
         """Row of the first event of each event's user, int64 [E]."""
@@ -43,68 +48,84 @@ class EventLog:
         """1 for a user's last event, 2 for the one before, ..: int64 [E]."""
         return np.searchsorted(self.user, self.user, side="right") - np.arange(len(self.user))
 
+    def earlier(self, users: np.ndarray, times: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows `first .. stop` of the newest `most` events that each user had strictly before a time.
 
-class LogSource:
-    """Examples that are rows of an event log; the history is every earlier event of the same user.
+        Args:
+          users: int64 [n].
+          times: int64 [n], in ticks; an event of the same tick is not before.
+          most: events of a history.
 
-    Args:
-      schema: of the examples, with one sequence named `SEQUENCE`.
+        Returns:
+          first and stop, int64 [n].
+        """
+        start, end = np.searchsorted(self.user, users), np.searchsorted(self.user, users, side="right")
+        stop = _first_not_before(self.time, start, end, times)
+        return np.maximum(start, stop - most), stop
+
+    def histories(self, first: np.ndarray, stop: np.ndarray, times: np.ndarray) -> Histories:
+        """The events of rows `first .. stop` [n], with their ages at `times` [n], in ticks."""
+        lengths = (stop - first).astype(np.int32)
+        rows = ragged_ranges(first, lengths)
+        age = (np.repeat(times, lengths) - self.time[rows]) // self.ticks_per_s
+        ids = {name: column[rows] for name, column in self.ids.items()}
+        return Histories(ids=ids, age_s=age.astype(np.int32), lengths=lengths)
+
+
+def _first_not_before(values: np.ndarray, start: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """In each sorted run `start .. end` [n] of `values`, the first place whose value is not below the bound: int64 [n]."""
+    low, high = start.astype(np.int64), end.astype(np.int64)
+    while (low < high).any():
+        middle = (low + high) // 2
+        is_open = low < high
+        below = is_open & (values[np.where(is_open, middle, 0)] < bounds)
+        low, high = np.where(below, middle + 1, low), np.where(is_open & ~below, middle, high)
+    return low
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """Where in a log the histories of n examples lie.
+
+    Attributes:
       log: the events.
-      rows: int64 [n], log row at which each example stands.
-      items: int32 [n], the item whose label the example asks for.
-      labels: float32 [n].
-      example_ids: int64 [n].
+      first: int64 [n], row of the log at which a history begins.
+      stop: int64 [n], row after its last.
+      time: int64 [n], when the example happened, on the log's clock.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        log: EventLog,
-        rows: np.ndarray,
-        items: np.ndarray,
-        labels: np.ndarray,
-        example_ids: np.ndarray,
-    ):
+    log: EventLog
+    first: np.ndarray
+    stop: np.ndarray
+    time: np.ndarray
+
+    def read(self, indices: np.ndarray) -> Histories:
+        """Histories of the examples at `indices`, in that order."""
+        return self.log.histories(self.first[indices], self.stop[indices], self.time[indices])
+
+
+class LogSource:
+    """Examples whose histories are ranges of event logs.
+
+    Args:
+      schema: of the examples.
+      examples: the same examples without histories.
+      pasts: sequence of the schema -> where the histories lie.
+    """
+
+    def __init__(self, schema: Schema, examples: Source, pasts: dict[str, Past]):
         self.schema = schema
-        self._example_ids = example_ids
-        self.labels = labels
-        self._log = log
-        self._rows = rows
-        self._items = items
-        self._first_rows = log.first_rows()
+        self._examples = examples
+        self._pasts = pasts
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._examples)
 
     def identity(self) -> str:
-        """Digest of the log and of which examples are made of it."""
-        return digest(self._log, self._rows, self._items, self.labels, self._example_ids)
+        """Digest of the examples, of the logs and of which histories are made of them."""
+        return digest(self._examples.identity(), self._pasts)
 
     def read(self, indices: np.ndarray) -> Examples:
         """Examples at `indices`, in that order."""
-        rows, items = self._rows[indices], self._items[indices]
-        users = self._log.user[rows]
-        lengths = (rows - self._first_rows[rows]).astype(np.int32)
-        past = ragged_ranges(self._first_rows[rows], lengths)
-        age = np.repeat(self._log.time[rows], lengths) - self._log.time[past]
-        count = len(rows)
-        return Examples(
-            ids={name: column[users] for name, column in self._log.user_ids.items()}
-            | {name: column[items] for name, column in self._log.item_ids.items()},
-            dense=np.zeros((count, 0), np.float32),
-            vectors={},
-            sequences={
-                SEQUENCE: Histories(
-                    ids={name: column[past] for name, column in self._log.event_ids.items()},
-                    age_s=age.astype(np.int32),
-                    lengths=lengths,
-                )
-            },
-            labels=self.labels[indices][:, None],
-            domain=np.zeros(count, np.int32),
-            weight=np.ones(count, np.float32),
-            user=users.astype(np.int64),
-            example_id=self._example_ids[indices],
-            time_s=self._log.time[rows] if self._log.in_seconds else np.full(count, -1, np.int64),
-            true_probability=np.full((count, 1), np.nan, np.float32),
-        )
+        sequences = {name: past.read(indices) for name, past in self._pasts.items()}
+        return dataclasses.replace(self._examples.read(indices), sequences=sequences)

@@ -8,24 +8,20 @@ Both make one log of events sorted by user and time; an example is a row of it, 
 """
 
 import dataclasses
-import gzip
-import logging
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
-from gem_jax.data.checks import check_labels_differ, check_rows, existing_path, first_true
-from gem_jax.data.event_log import SEQUENCE, EventLog, LogSource
+from gem_jax.data.batch import Examples
+from gem_jax.data.checks import check_labels_differ, existing_path, first_true
+from gem_jax.data.event_log import EventLog, LogSource, Past
+from gem_jax.data.identity import digest
+from gem_jax.data.movielens_files import read_movies, read_ratings, read_users, rows_of, split_columns
 from gem_jax.data.schema import Categorical, Role, Schema, Sequence, Table, Task
 from gem_jax.data.source import DataError, Splits
 
-YEARS_PER_BUCKET = 5
-
-_log = logging.getLogger(__name__)
+SEQUENCE = "past"
+"""The one sequence of these examples: everything the user rated before."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,22 +54,18 @@ class MovieLensConfig:
         folder = existing_path(self.path, "the MovieLens-1M folder")
         if folder.is_file():
             folder = folder.parent
-        file, (users, movies, ratings, times) = _read_ratings(folder)
-        user_file, user_keys, user_ids = _read_users(folder)
-        movie_file, movie_keys, item_ids = _read_movies(folder)
-        user = _rows_of(users, user_keys, file, "user", user_file)
-        item = _rows_of(movies, movie_keys, file, "movie", movie_file)
+        file, (users, movies, ratings, times) = read_ratings(folder)
+        user_file, user_keys, user_ids = read_users(folder)
+        movie_file, movie_keys, item_ids = read_movies(folder)
+        user = rows_of(users, user_keys, file, "user", user_file)
+        item = rows_of(movies, movie_keys, file, "movie", movie_file)
         user_ids["user"] = np.arange(len(user_keys), dtype=np.int32)[:, None]
         order = np.lexsort((np.arange(len(user)), times, user))
         user, item, ratings = (column[order].astype(np.int32) for column in (user, item, ratings))
         log = EventLog(
             user=user,
-            item=item,
             time=times[order],
-            in_seconds=file.suffix != ".npz",
-            event_ids={"movie": item, "rating": ratings - 1, "genre": item_ids["genres"][item, 0]},
-            user_ids=user_ids,
-            item_ids=item_ids,
+            ids={"movie": item, "rating": ratings - 1, "genre": item_ids["genres"][item, 0]},
         )
         from_end = log.rank_from_end()
         tenth = (from_end + np.arange(len(user)) - log.first_rows()) // 10
@@ -84,9 +76,23 @@ class MovieLensConfig:
         }
         labels = (ratings >= 4).astype(np.float32)
         check_labels_differ(labels[parts["train"], None], ["like"], file)
-        schema = _ratings_schema(log, self.max_len)
-        rows = {name: np.flatnonzero(part) for name, part in parts.items()}
-        return Splits(**{name: LogSource(schema, log, r, item[r], labels[r], r) for name, r in rows.items()})
+        schema = _ratings_schema(user_ids, item_ids, tuple(log.ids), self.max_len)
+        in_seconds = file.suffix != ".npz"
+
+        def source(rows: np.ndarray) -> LogSource:
+            examples = _RatingRows(
+                schema=schema,
+                user=user[rows],
+                item=item[rows],
+                user_ids=user_ids,
+                item_ids=item_ids,
+                labels=labels[rows],
+                example_ids=rows,
+                time_s=log.time[rows] if in_seconds else np.full(len(rows), -1, np.int64),
+            )
+            return LogSource(schema, examples, {SEQUENCE: _everything_before(log, rows)})
+
+        return Splits(**{name: source(np.flatnonzero(part)) for name, part in parts.items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,7 @@ class SasRecConfig:
           DataError: the file is missing, empty or malformed, or a user has every item.
         """
         file = existing_path(self.path, "the SASRec text release of ML-1M")
-        columns = _split_columns(file, " ", ("user", "item"), (0, 1))
+        columns = split_columns(file, " ", ("user", "item"), (0, 1))
         order = np.argsort(columns[:, 0], kind="stable")
         user, item = (columns[order].astype(np.int32) - 1).T
         num_items = int(item.max()) + 1
@@ -129,12 +135,8 @@ class SasRecConfig:
         first = np.searchsorted(user, user)
         log = EventLog(
             user=user,
-            item=item,
             time=np.arange(len(user)) - first,
-            in_seconds=False,
-            event_ids={"item": item},
-            user_ids={},
-            item_ids={"item": np.arange(num_items, dtype=np.int32)[:, None]},
+            ids={"item": item},
         )
         from_end = log.rank_from_end()
         second_on = log.time > 0
@@ -159,13 +161,76 @@ class SasRecConfig:
         negatives = _unseen_items(user, item, num_items, self.negative_seed, file)
 
         def source(part: np.ndarray) -> LogSource:
-            rows = np.flatnonzero(part)
-            pairs = np.stack([item[rows], negatives[rows]], axis=1).reshape(-1)
-            labels = np.tile(np.array([1, 0], np.float32), len(rows))
-            example_ids = np.stack([2 * rows, 2 * rows + 1], axis=1).reshape(-1)
-            return LogSource(schema, log, np.repeat(rows, 2), pairs, labels, example_ids)
+            places = np.flatnonzero(part)
+            rows = np.repeat(places, 2)
+            examples = _RatingRows(
+                schema=schema,
+                user=user[rows],
+                item=np.stack([item[places], negatives[places]], axis=1).reshape(-1),
+                user_ids={},
+                item_ids={"item": np.arange(num_items, dtype=np.int32)[:, None]},
+                labels=np.tile(np.array([1, 0], np.float32), len(places)),
+                example_ids=np.stack([2 * places, 2 * places + 1], axis=1).reshape(-1),
+                time_s=np.full(len(rows), -1, np.int64),
+            )
+            return LogSource(schema, examples, {SEQUENCE: _everything_before(log, rows)})
 
         return Splits(**{name: source(part) for name, part in parts.items()})
+
+
+@dataclasses.dataclass(kw_only=True)
+class _RatingRows:
+    """n examples without their histories: a user, an item, a label.
+
+    Attributes:
+      schema: of the examples.
+      user: int32 [n], row of the user's features.
+      item: int32 [n], row of the features of the item whose label is asked for.
+      user_ids: feature -> int32 [users, max_ids].
+      item_ids: feature -> int32 [items, max_ids].
+      labels: float32 [n].
+      example_ids: int64 [n].
+      time_s: int64 [n], -1 unknown.
+    """
+
+    schema: Schema
+    user: np.ndarray
+    item: np.ndarray
+    user_ids: dict[str, np.ndarray]
+    item_ids: dict[str, np.ndarray]
+    labels: np.ndarray
+    example_ids: np.ndarray
+    time_s: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def identity(self) -> str:
+        """Digest of all columns."""
+        return digest({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "schema"})
+
+    def read(self, indices: np.ndarray) -> Examples:
+        """Examples at `indices`, in that order."""
+        users, items, count = self.user[indices], self.item[indices], len(indices)
+        return Examples(
+            ids={name: column[users] for name, column in self.user_ids.items()}
+            | {name: column[items] for name, column in self.item_ids.items()},
+            dense=np.zeros((count, 0), np.float32),
+            vectors={},
+            sequences={},
+            labels=self.labels[indices][:, None],
+            domain=np.zeros(count, np.int32),
+            weight=np.ones(count, np.float32),
+            user=users.astype(np.int64),
+            example_id=self.example_ids[indices],
+            time_s=self.time_s[indices],
+            true_probability=np.full((count, 1), np.nan, np.float32),
+        )
+
+
+def _everything_before(log: EventLog, rows: np.ndarray) -> Past:
+    """The histories of examples that stand at rows of the log: every row of the user's before."""
+    return Past(log, log.first_rows()[rows], rows, log.time[rows])
 
 
 def _unseen_items(user: np.ndarray, item: np.ndarray, num_items: int, seed: int, file: pathlib.Path) -> np.ndarray:
@@ -184,8 +249,10 @@ def _unseen_items(user: np.ndarray, item: np.ndarray, num_items: int, seed: int,
         drawn[clash] = random.integers(0, num_items, int(clash.sum()), np.int32)
 
 
-def _ratings_schema(log: EventLog, max_len: int) -> Schema:
-    rows = {name: int(ids.max()) + 1 for name, ids in (log.user_ids | log.item_ids).items()} | {"rating": 5}
+def _ratings_schema(
+    user_ids: dict[str, np.ndarray], item_ids: dict[str, np.ndarray], event_names: tuple[str, ...], max_len: int
+) -> Schema:
+    rows = {name: int(ids.max()) + 1 for name, ids in (user_ids | item_ids).items()} | {"rating": 5}
     tables = {"genres": "genre"}
 
     def feature(name: str, role: Role, max_ids: int = 1) -> Categorical:
@@ -193,152 +260,15 @@ def _ratings_schema(log: EventLog, max_len: int) -> Schema:
 
     return Schema(
         tables=tuple(Table(name=tables.get(name, name), rows=count) for name, count in rows.items()),
-        categoricals=tuple(feature(name, "user") for name in log.user_ids)
-        + tuple(feature(name, "ad", ids.shape[1]) for name, ids in log.item_ids.items()),
+        categoricals=tuple(feature(name, "user") for name in user_ids)
+        + tuple(feature(name, "ad", ids.shape[1]) for name, ids in item_ids.items()),
         sequences=(
             Sequence(
                 name=SEQUENCE,
-                attributes=tuple(feature(name, "event") for name in log.event_ids),
+                attributes=tuple(feature(name, "event") for name in event_names),
                 max_len=max_len,
             ),
         ),
         tasks=(Task(name="like"),),
         domains=("movies",),
     )
-
-
-def _find(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
-    return next((folder / name for name in names if (folder / name).exists()), None)
-
-
-def _read_ratings(folder: pathlib.Path) -> tuple[pathlib.Path, tuple[np.ndarray, ...]]:
-    """The file, and its users, movies, ratings (1 to 5) and times (seconds or positions), each int64 [E]."""
-    file = _find(folder, "ratings.dat", "ratings.dat.gz", "ml1m_ratings.npz")
-    if file is None:
-        raise DataError(
-            f"{folder} has no ratings.dat, ratings.dat.gz or ml1m_ratings.npz: give the MovieLens-1M folder"
-        )
-    if file.suffix != ".npz":
-        # Splitting "1::1193::5::978300760" at each ":" leaves an empty column between two values.
-        columns = _split_columns(file, ":", ("user", "-", "movie", "-", "rating", "-", "timestamp"), (0, 2, 4, 6)).T
-    else:
-        columns = _read_ratings_npz(file)
-        known = columns[3] >= 0
-        if not known.all():
-            _log.warning("%s: left out %d ratings whose place in the history is unknown", file, int((~known).sum()))
-        columns = columns[:, known]
-    bad = (columns[2] < 1) | (columns[2] > 5)
-    if bad.any():
-        raise DataError(f"{file}, row {first_true(bad)}: rating is {columns[2][bad][0]}; ratings go from 1 to 5")
-    return file, tuple(columns)
-
-
-def _read_ratings_npz(file: pathlib.Path) -> np.ndarray:
-    """user, movie, rating, pos: int64 [4, E]."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            columns = [arrays[name] for name in ("user", "movie", "rating", "pos")]
-    except KeyError as error:
-        raise DataError(f"{file} needs the arrays user, movie, rating and pos") from error
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} is not an npz file: give the MovieLens-1M folder") from error
-    if len({c.shape for c in columns}) > 1 or any(c.dtype.kind not in "iu" or c.ndim != 1 for c in columns):
-        raise DataError(f"{file}: user, movie, rating and pos must be whole numbers of one length")
-    check_rows(file, len(columns[0]))
-    return np.stack(columns).astype(np.int64)
-
-
-def _split_columns(file: pathlib.Path, separator: str, names: tuple[str, ...], wanted: tuple[int, ...]) -> np.ndarray:
-    """Whole numbers of a text file, int64 [lines, wanted]."""
-    labels = [f"{name}{k}" for k, name in enumerate(names)]
-    types = {label: pa.int64() if k in wanted else pa.null() for k, label in enumerate(labels)}
-    try:
-        table = pyarrow.csv.read_csv(
-            file,
-            read_options=pyarrow.csv.ReadOptions(column_names=labels),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=types, null_values=[""]),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file} is not text of {separator!r}-separated numbers: {str(error).splitlines()[0]}"
-        ) from error
-    for k in wanted:
-        if table[k].null_count:
-            row = first_true(np.asarray(table[k].is_null()))
-            raise DataError(f"{file}, line {row + 1}: '{names[k]}' is empty; give a whole number")
-    return np.stack([table[k].to_numpy() for k in wanted], axis=1)
-
-
-def _side_file(folder: pathlib.Path, what: str, num_fields: int) -> tuple[pathlib.Path, list[list[str]]]:
-    """The file and its lines, each split into `num_fields`."""
-    names = (f"{what}.dat", f"{what}.dat.gz", f"ml1m_{what}.dat.gz")
-    file = _find(folder, *names)
-    if file is None:
-        raise DataError(f"{folder} has no {' or '.join(names)}: give the MovieLens-1M folder")
-    try:
-        with (
-            gzip.open(file, "rt", encoding="latin-1") if file.suffix == ".gz" else file.open(encoding="latin-1") as text
-        ):
-            lines = [line.rstrip("\n").split("::") for line in text]
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{file} is not a whole gzip file: download it again") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    check_rows(file, len(lines))
-    for number, fields in enumerate(lines, 1):
-        if len(fields) != num_fields or not fields[0].isdigit():
-            raise DataError(
-                f"{file}, line {number}: expected {num_fields} fields separated by '::', the first a number"
-            )
-    return file, lines
-
-
-def _codes(values: list[str]) -> np.ndarray:
-    """Each value's place among the distinct values, int32 [n, 1]."""
-    return np.unique(values, return_inverse=True)[1].astype(np.int32)[:, None]
-
-
-def _read_users(folder: pathlib.Path) -> tuple[pathlib.Path, np.ndarray, dict[str, np.ndarray]]:
-    """The file, the user numbers (sorted) and the features of each; the region is the first digit of the zip code."""
-    file, lines = _side_file(folder, "users", 5)
-    lines.sort(key=lambda fields: int(fields[0]))
-    number, gender, age, occupation, zip_code = (list(column) for column in zip(*lines, strict=True))
-    ids = {"gender": gender, "age": age, "occupation": occupation, "region": [z[:1] for z in zip_code]}
-    return file, np.array(number, np.int64), {name: _codes(values) for name, values in ids.items()}
-
-
-def _read_movies(folder: pathlib.Path) -> tuple[pathlib.Path, np.ndarray, dict[str, np.ndarray]]:
-    """The file, the movie numbers (sorted) and the features of each; the year stands at the end of the title."""
-    file, lines = _side_file(folder, "movies", 3)
-    lines.sort(key=lambda fields: int(fields[0]))
-    names = sorted({genre for _, _, genres in lines for genre in genres.split("|")})
-    of_name = {name: k for k, name in enumerate(names)}
-    per_movie = [[of_name[genre] for genre in genres.split("|")] for _, _, genres in lines]
-    most = max(map(len, per_movie))
-    for number, title, _ in lines:
-        if not title[-5:-1].isdigit():
-            raise DataError(f"{file}: the title of movie {number} does not end in '(year)'")
-    year = np.array([int(title[-5:-1]) for _, title, _ in lines])
-    return (
-        file,
-        np.array([int(number) for number, _, _ in lines]),
-        {
-            "movie": np.arange(len(lines), dtype=np.int32)[:, None],
-            "genres": np.array([g + [-1] * (most - len(g)) for g in per_movie], np.int32),
-            "year": ((year - year.min()) // YEARS_PER_BUCKET).astype(np.int32)[:, None],
-        },
-    )
-
-
-def _rows_of(
-    keys: np.ndarray, known: np.ndarray, file: pathlib.Path, field: str, side_file: pathlib.Path
-) -> np.ndarray:
-    """Row of each key among the sorted known keys."""
-    rows = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    bad = known[rows] != keys
-    if bad.any():
-        raise DataError(
-            f"{file}: {field} {keys[first_true(bad)]} is not in {side_file}; use the two files of one release"
-        )
-    return rows

@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from gem_jax.data.columns import MemorySource
 from gem_jax.data.criteo import CriteoConfig
@@ -17,11 +18,13 @@ from gem_jax.data.movielens import MovieLensConfig, SasRecConfig
 from gem_jax.data.parquet import ParquetConfig, ParquetSource, write_parquet
 from gem_jax.data.source import PARTS, DataConfig, DataError, FirstExamples, Source, Splits, numbered
 from gem_jax.data.synthetic import SyntheticConfig
+from gem_jax.prepare import PreparedConfig, prepare
 from tests.gem_jax.data.random_examples import TAUGHT, random_examples
 from tests.gem_jax.data.test_criteo import _columns, _write_parquet
 from tests.gem_jax.data.test_frappe import _arrays
 from tests.gem_jax.data.test_frappe import _write_npz as _write_frappe
 from tests.gem_jax.data.test_movielens import _write_npz, _write_published
+from tests.gem_jax.prepare.logs import random_log, table
 
 SYNTHETIC = SyntheticConfig(seed=3, train_examples=300, test_examples=200, active_users=60, active_ads=64)
 
@@ -43,6 +46,11 @@ def _sasrec(folder) -> SasRecConfig:
     return SasRecConfig(path=str(folder / "sasrec.txt"), max_len=5)
 
 
+def _prepared(folder) -> PreparedConfig:
+    log = table(random_log(100))
+    return prepare(log, label="click", time="ts", user="uid", out=folder / "out", console=Console(quiet=True)).config
+
+
 CONFIGS = {
     "synthetic": lambda folder: SYNTHETIC,
     "parquet": _parquet,
@@ -51,6 +59,7 @@ CONFIGS = {
     "movielens": lambda folder: MovieLensConfig(path=_write_published(folder)),
     "movielens npz": lambda folder: MovieLensConfig(path=_write_npz(folder)),
     "sasrec": _sasrec,
+    "prepared": _prepared,
 }
 
 

@@ -7,9 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from gem_jax.data.event_log import SEQUENCE
 from gem_jax.data.loader import Loader
-from gem_jax.data.movielens import MovieLensConfig, SasRecConfig
+from gem_jax.data.movielens import SEQUENCE, MovieLensConfig, SasRecConfig
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.source import DataError
 
