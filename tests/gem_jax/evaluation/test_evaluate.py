@@ -1,5 +1,6 @@
 """A pass over a source with a model that stands for any: every example scored once, in order, on several devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 
 from gem_jax.data.columns import MemorySource, take_examples
 from gem_jax.data.packing import BatchConfig
+from gem_jax.data.source import DataError
 from gem_jax.evaluation.errors import DivergedError
-from gem_jax.evaluation.evaluate import evaluate, scored_batches
+from gem_jax.evaluation.evaluate import check_counts, evaluate, scored_batches, scored_examples
 from gem_jax.evaluation.evaluator import Evaluator
 from gem_jax.parallel.mesh import make_mesh
 from tests.gem_jax.data.random_examples import SCHEMA, random_examples
@@ -78,6 +80,32 @@ def test_metrics_of_the_first_examples():
         for task in ("click", "conversion"):
             for name in ("ne", "auc", "calibration", "logloss", "num_examples"):
                 assert result[task][name] == pytest.approx(wanted[task][name], rel=1e-12), (task, name)
+
+
+def test_scores_keep_what_they_are_of():
+    examples = random_examples(101, seed=3)
+    scores = scored_examples(Linear(2, 4), SLOPE, memory(examples), BATCH)
+    place = {example_id: i for i, example_id in enumerate(examples.example_id)}
+    rows = np.array([place[example_id] for example_id in scores.example_id])
+    assert sorted(rows) == list(np.flatnonzero(examples.weight > 0))
+    np.testing.assert_array_equal(scores.logits, logits_of(examples)[rows])
+    for name in ("labels", "weight", "domain", "user", "true_probability"):
+        np.testing.assert_array_equal(getattr(scores, name), getattr(examples, name)[rows])
+
+
+def test_where_no_example_counts_there_is_a_sentence():
+    examples = random_examples(40, seed=3)
+    nothing = dataclasses.replace(examples, weight=np.zeros(40, np.float32))
+    result = evaluate(Linear(1, 1), SLOPE, memory(nothing), BATCH)
+    assert result["click"]["num_examples"] == 0 and result["click"]["ne"] is None
+    with pytest.raises(
+        DataError, match="no example of the test part counts: each has weight 0 or no label of any task; "
+    ):
+        check_counts(result, "test")
+    labels = np.stack([examples.labels[:, 0], np.full(40, np.nan, np.float32)], axis=1)
+    one_task = evaluate(Linear(1, 1), SLOPE, memory(dataclasses.replace(examples, labels=labels)), BATCH)
+    check_counts(one_task, "test")
+    assert one_task["conversion"]["num_examples"] == 0, "a task without labels shows dashes"
 
 
 def test_a_logit_that_is_not_finite():
