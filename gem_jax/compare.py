@@ -233,17 +233,18 @@ class _Lead:
 
     @classmethod
     def of(cls, metric: str, own: list[dict[str, Any]], first: list[dict[str, Any]]) -> "_Lead":
+        of_first = {row["seed"]: row.get(metric) for row in first}
         values, errors = [], []
         for row in own if first else []:
             if "difference" in row:
-                value, error = ((row[key] or {}).get(metric) for key in ("difference", "difference_se"))
+                values.append((row["difference"] or {}).get(metric))
+                errors.append((row["difference_se"] or {}).get(metric))
             else:  # of an older file
-                pair = row.get(metric), next((r.get(metric) for r in first if r["seed"] == row["seed"]), None)
-                value, error = None if None in pair else pair[0] - pair[1], None
-            if value is not None:
-                values.append(value)
-                errors += [] if error is None else [error]
-        return cls(values=values, errors=errors if len(errors) == len(values) else [])
+                mine, its = row.get(metric), of_first.get(row["seed"])
+                values.append(None if mine is None or its is None else mine - its)
+        known = [value for value in values if value is not None]
+        sure = [error for error in errors if error is not None]
+        return cls(values=known, errors=sure if len(sure) == len(known) else [])
 
     def mean(self) -> str:
         """The mean with the margin for test examples and seeds together."""

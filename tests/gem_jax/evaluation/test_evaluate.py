@@ -2,19 +2,25 @@
 
 import dataclasses
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from gem_jax.data.columns import MemorySource, take_examples
 from gem_jax.data.packing import BatchConfig
+from gem_jax.data.parquet import ParquetSource, write_parquet
 from gem_jax.data.source import DataError
 from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluate import check_counts, evaluate, scored_batches, scored_examples
 from gem_jax.evaluation.evaluator import Evaluator
 from gem_jax.parallel.mesh import make_mesh
+from gem_jax.report.console import print_table
 from tests.gem_jax.data.random_examples import SCHEMA, random_examples
 from tests.gem_jax.evaluation.scored import host_columns
 
@@ -91,6 +97,33 @@ def test_scores_keep_what_they_are_of():
     np.testing.assert_array_equal(scores.logits, logits_of(examples)[rows])
     for name in ("labels", "weight", "domain", "user", "true_probability"):
         np.testing.assert_array_equal(getattr(scores, name), getattr(examples, name)[rows])
+
+
+@pytest.mark.parametrize(
+    "users",
+    [lambda table: table.drop_columns("user"), lambda table: set_users(table, [None] * 200)],
+    ids=["no column", "nulls"],
+)
+def test_a_file_without_users_has_no_gauc(tmp_path, users):
+    """From the file to the table: an unknown user is never one user of all, whose gAUC would be the AUC."""
+    examples = random_examples(200, seed=4)
+    write_parquet(tmp_path / "known.parquet", memory(dataclasses.replace(examples, user=np.arange(200) % 20)))
+    table = pq.read_table(tmp_path / "known.parquet")
+    pq.write_table(users(table), tmp_path / "unknown.parquet")
+    known, unknown = (
+        evaluate(Linear(1, 1), SLOPE, ParquetSource((tmp_path / f"{name}.parquet",), SCHEMA), BATCH)["click"]
+        for name in ("known", "unknown")
+    )
+    assert known["gauc"] is not None and unknown["gauc"] is unknown["standard_error"]["gauc"] is None
+    assert known["auc"] == pytest.approx(unknown["auc"], rel=1e-12) and unknown["standard_error"]["auc"] > 0
+    shown = Console(file=io.StringIO(), width=120)
+    print_table({"click": unknown}, shown)
+    heading, row = (line for line in shown.file.getvalue().splitlines() if "gAUC" in line or line.startswith(" click"))
+    assert row[: heading.index("gAUC") + 4].endswith(" -")
+
+
+def set_users(table: pa.Table, users: list) -> pa.Table:
+    return table.set_column(table.column_names.index("user"), "user", pa.array(users, pa.int64()))
 
 
 def test_where_no_example_counts_there_is_a_sentence():
