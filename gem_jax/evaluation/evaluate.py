@@ -1,4 +1,4 @@
-"""One pass over a source without training: its scores batch by batch, or every metric over all processes.
+"""One pass over a source without training: its scores batch by batch, or over all processes its scores or every metric.
 
 Shape letters: B batch, N tasks.
 """
@@ -16,7 +16,7 @@ from gem_jax.data.batch import Batch, HostColumns
 from gem_jax.data.loader import Loader
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.schema import Schema
-from gem_jax.data.source import FirstExamples, Source
+from gem_jax.data.source import DataError, FirstExamples, Source
 from gem_jax.evaluation.evaluator import Evaluator, ScoredExamples
 from gem_jax.evaluation.metrics import Measures
 from gem_jax.parallel import processes
@@ -52,13 +52,33 @@ def evaluate[State](
       DivergedError: a logit is not finite.
     """
     evaluator = Evaluator(program.schema)
+    evaluator.add(scored_examples(program, state, source, batch, limit))
+    return evaluator.result()
+
+
+def scored_examples[State](
+    program: Scorer[State], state: State, source: Source, batch: BatchConfig, limit: int | None = None
+) -> ScoredExamples:
+    """The scores of one pass over the first `limit` examples of `source`, of all processes in every process; in no certain order.
+
+    Raises:
+      DivergedError: a logit is not finite.
+    """
+    evaluator = Evaluator(program.schema)
     first = source if limit is None else FirstExamples(source, limit)
     for logits, host in scored_batches(program, state, first, batch):
         evaluator.update(logits, host)
-    if jax.process_count() > 1:
-        own, evaluator = evaluator.scores(), Evaluator(program.schema)
-        evaluator.add(ScoredExamples(**{name: processes.gather_rows(column) for name, column in vars(own).items()}))
-    return evaluator.result()
+    own = evaluator.scores()
+    return ScoredExamples(**{name: processes.gather_rows(column) for name, column in vars(own).items()})
+
+
+def check_counts(result: dict[str, Measures], part: str) -> None:
+    """Raises DataError where no example of a part counts for any task, so that nothing was measured."""
+    if all(measures["num_examples"] == 0 for measures in result.values()):
+        raise DataError(
+            f"no example of the {part} part counts: each has weight 0 or no label of any task; "
+            f"give some of the {part} part's examples a label and a weight above 0"
+        )
 
 
 def scored_batches[State](

@@ -3,7 +3,7 @@
 Results, tables, the report's definitions, the scalars of a log and the rows of a comparison all follow `METRICS`, in its order.
 
 Over the examples that count (label y in {0, 1} observed, weight w > 0), with prediction p; in float64 on the host. An undefined
-metric (one class only, no examples, no known truth) is None, never NaN, so results go to JSON as they are.
+metric (one class only, no examples, no known truth) is None, never NaN or infinite, so results go to JSON as they are.
 """
 
 import dataclasses
@@ -14,14 +14,20 @@ from typing import Any, Literal
 import numpy as np
 
 from gem_jax.errors import UserError
-from gem_jax.evaluation.auc import grouped_auc
+from gem_jax.evaluation import influence
+from gem_jax.evaluation.influence import Influence
+from gem_jax.evaluation.intervals import RESOLUTION, is_estimable, standard_error
 from gem_jax.evaluation.scores import Scores, Sums
 
 type Value = float | int | None
 """Of a metric; None where it is undefined."""
 
 type Measures = dict[str, Any]
-"""Metric name -> float, int or None; of a whole task also `by_domain` and `calibration_curve`."""
+"""Metric name -> float, int or None; `standard_error`, metric name -> float or None, of those that have one; and of a whole task
+`by_domain` and `calibration_curve`."""
+
+RESERVED = ("by_domain", "calibration_curve", "standard_error")
+"""Keys of results that are no metrics."""
 
 type Unit = Literal["number", "count", "rate", "share"]
 """How a value is written: with fixed decimals; as a whole number; in per cent with three digits; in whole per cent."""
@@ -39,6 +45,7 @@ class Metric:
       decimals: digits after the point, for the unit "number".
       logged: whether it is a scalar of the log.
       optional: its column is hidden where no task has a value.
+      influence: how much each example moves it, which gives it a standard error (`evaluation.influence`); None gives none.
     """
 
     function: Callable[[Any], Value]
@@ -48,6 +55,7 @@ class Metric:
     decimals: int = 4
     logged: bool = True
     optional: bool = False
+    influence: Callable[[Scores], Influence] | None = None
 
     @property
     def definition(self) -> str:
@@ -86,7 +94,7 @@ def metric[F: Callable[..., Value]](heading: str | None, **attributes: Any) -> C
         name = function.__name__
         taken = METRICS.get(name)
         # A config file that brings a metric may be loaded more than once.
-        if name in ("by_domain", "calibration_curve") or (taken and _origin(taken.function) != _origin(function)):
+        if name in RESERVED or (taken and _origin(taken.function) != _origin(function)):
             raise UserError(f"metric '{name}' of {function.__module__} has a name that is taken; name it otherwise")
         if not inspect.getdoc(function):
             raise UserError(f"metric '{name}' of {function.__module__} has no docstring; write what it measures in one")
@@ -97,8 +105,21 @@ def metric[F: Callable[..., Value]](heading: str | None, **attributes: Any) -> C
 
 
 def measure(scores: Scores) -> Measures:
-    """Every metric of one task's examples."""
-    return {name: metric.of_scores(scores) for name, metric in METRICS.items()}
+    """Every metric of one task's examples, with the standard errors of those that have one."""
+    values: Measures = {name: metric.of_scores(scores) for name, metric in METRICS.items()}
+    return values | {"standard_error": standard_errors(scores)}
+
+
+def standard_errors(scores: Scores) -> dict[str, float | None]:
+    """The standard error of each metric that has an influence: what a bootstrap by user would find, and by example where users
+    are unknown. None where the metric is undefined, or where the examples cannot tell."""
+    found: dict[str, float | None] = {name: None for name, metric in METRICS.items() if metric.influence is not None}
+    if is_estimable(scores):
+        for name in found:
+            moved = METRICS[name].influence(scores)  # type: ignore[misc]
+            error = 0.0 if moved is None else standard_error(moved, scores.cluster)
+            found[name] = error if error > RESOLUTION else None
+    return found
 
 
 def streaming_measures(sums: Sums) -> Measures:
@@ -125,10 +146,10 @@ def num_examples(sums: Sums) -> int:
     return int(sums.num_examples)
 
 
-@metric(None, streaming=True, unit="count", logged=False)
+@metric("positives", streaming=True, unit="count", logged=False)
 def num_positives(sums: Sums) -> int:
-    """The examples that count and whose label is 1."""
-    return int(sums.num_positives)
+    """The examples that count and whose label is 1: what decides how sure the other columns are. Labels between 0 and 1 add up."""
+    return round(sums.num_positives)
 
 
 @metric("base rate", streaming=True, unit="rate")
@@ -137,12 +158,12 @@ def base_rate(sums: Sums) -> float | None:
     return sums.positive / sums.weight if sums.num_examples > 0 else None
 
 
-@metric("NE", streaming=True)
+@metric("NE", streaming=True, influence=influence.ne)
 def ne(sums: Sums) -> float | None:
     """Normalised entropy (He et al. 2014): weighted mean log loss divided by the entropy of the base rate of the evaluated examples
     (for a domain: of its own). 1 is no better than always predicting the base rate; lower is better."""
     # TorchRec, too, takes the base rate of the examples being measured.
-    return sums.loss / sums.weight / _entropy(sums.positive / sums.weight) if sums.both_classes else None
+    return sums.loss / sums.weight / sums.entropy if sums.both_classes else None
 
 
 @metric("Bayes NE", optional=True)
@@ -150,12 +171,19 @@ def bayes_ne(scores: Scores) -> float | None:
     """The NE of the probability that generated the labels, from its log loss on the same labels: the best any model can do but for
     chance. Known for synthetic data only."""
     # From the actual log loss, not its expectation: the luck of the draw is then the same in NE and Bayes NE.
-    if not scores.sums.both_classes or np.isnan(scores.true_probability).any():
+    if not _truth_is_known(scores):
         return None
     # Float32 columns may have rounded a true probability to 0 or 1; 1e-12 is the bound that TorchRec's NE uses.
     p = np.clip(np.asarray(scores.true_probability, np.float64), 1e-12, 1 - 1e-12)
-    loss = np.where(scores.labels > 0.5, -np.log(p), -np.log1p(-p))
-    return float(np.average(loss, weights=scores.weight)) / _entropy(scores.sums.positive / scores.sums.weight)
+    loss = -scores.labels * np.log(p) - (1 - scores.labels) * np.log1p(-p)
+    return _mean(loss, scores) / scores.sums.entropy
+
+
+@metric("regret NE", optional=True, influence=influence.regret_ne)
+def regret_ne(scores: Scores) -> float | None:
+    """What the model loses because it does not know the truth: the weighted mean of KL(true || predicted), divided by the entropy
+    of the base rate. On average NE less Bayes NE, without the luck of the labels; 0 is perfect. Known for synthetic data only."""
+    return _mean(scores.divergence, scores) / scores.sums.entropy if _truth_is_known(scores) else None
 
 
 @metric("closed", optional=True, unit="share")
@@ -164,26 +192,18 @@ def closed(scores: Scores) -> float | None:
     return share_closed(ne(scores.sums), bayes_ne(scores))
 
 
-@metric("AUC")
+@metric("AUC", influence=influence.auc)
 def auc(scores: Scores) -> float | None:
     """The chance that a positive example outscores a negative one, weighted, ties counting one half."""
-    if not scores.sums.both_classes:
-        return None
-    everyone = np.zeros(len(scores.labels), np.int64)
-    return float(grouped_auc(scores.logits, scores.labels, scores.weight, everyone)[0][0])
+    return float(scores.ranking.auc[0]) if scores.sums.both_classes else None
 
 
-@metric("gAUC")
+@metric("gAUC", influence=influence.gauc)
 def gauc(scores: Scores) -> float | None:
     """The AUC within each user who has both positive and negative examples, averaged over those users in proportion to their
     impressions (total example weight): the definition of DIN and FuxiCTR. Examples of unknown users take no part; with fewer than
-    two known users it is undefined."""
-    known = scores.select(scores.user != -1)
-    if len(known.user) == 0 or (known.user == known.user[0]).all():  # one user for all is how some logs say "no users"
-        return None
-    auc_of_user, weight = grouped_auc(known.logits, known.labels, known.weight, known.user)
-    defined = ~np.isnan(auc_of_user)
-    return float(np.average(auc_of_user[defined], weights=weight[defined])) if defined.any() else None
+    two such users it is undefined."""
+    return scores.ranking_by_cluster.mean_auc(scores.num_users) if scores.sums.both_classes else None
 
 
 @metric("calibration", streaming=True, decimals=3)
@@ -209,6 +229,9 @@ def _origin(function: Callable) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _entropy(rate: float) -> float:
-    """Of a coin that shows heads at this rate, in nats; 0 < rate < 1."""
-    return float(-rate * np.log(rate) - (1 - rate) * np.log1p(-rate))
+def _truth_is_known(scores: Scores) -> bool:
+    return scores.sums.both_classes and not np.isnan(scores.true_probability).any()
+
+
+def _mean(values: np.ndarray, scores: Scores) -> float:
+    return float(np.average(values, weights=np.asarray(scores.weight, np.float64)))

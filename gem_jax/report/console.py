@@ -5,11 +5,12 @@ import time
 
 import rich.box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gem_jax.evaluation.metrics import METRICS, Measures
-from gem_jax.report.formats import cells, columns, format_measure, format_number
+from gem_jax.evaluation.metrics import METRICS, Measures, Metric
+from gem_jax.report.formats import columns, format_measure, format_number, margins, values
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between progress lines where no bar can be drawn (a file, a pipe, a notebook)."""
@@ -19,6 +20,12 @@ SPEED_WINDOW_S = 5.0
 
 TABLE_WIDTH = 120
 """Characters of a line where there is no terminal to ask."""
+
+NAMES_WIDTH = 12
+"""Characters of a table that names of tasks and domains may claim where it is narrow."""
+
+SPARE = ("logloss", "closed", "bayes_ne", "base_rate")
+"""The columns that a narrow table does without, the first one first."""
 
 IN_A_LINE = ("ne", "auc")
 """The metrics of an evaluation's line."""
@@ -102,19 +109,40 @@ def evaluation_line(part: str, examples: int, result: dict[str, Measures]) -> st
 
 
 def print_table(result: dict[str, Measures], console: Console | None = None) -> None:
-    """Prints an evaluation by task and domain, with the columns that `columns` names."""
+    """Prints an evaluation by task and domain, with the columns that `columns` names, and below each task its 95 % margins.
+
+    Where the terminal is too narrow, columns that others make up for are left out; the report has them all.
+    """
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=TABLE_WIDTH, quiet=console.quiet)
     shown = columns(result)
-    table = Table(box=rich.box.SIMPLE_HEAD, padding=0)  # ten columns should fit in 80 characters
-    table.add_column("task\n  domain", overflow="ellipsis")
+    for name in SPARE:
+        if _width(_table(result, shown, NAMES_WIDTH), console) > console.width:
+            shown.pop(name, None)
+    console.print(_table(result, shown), markup=False, highlight=False)
+
+
+def _table(result: dict[str, Measures], shown: dict[str, Metric], names_width: int | None = None) -> Table:
+    table = Table(box=rich.box.SIMPLE_HEAD, padding=0)
+    table.add_column("task\n  domain", overflow="ellipsis", max_width=names_width)
     for metric in shown.values():
-        narrow = (metric.heading or "").replace(" ", "\n").replace("calib", "cali-\nb")
-        table.add_column(narrow, justify="right", vertical="bottom", no_wrap=True)
+        table.add_column(_narrow(metric.heading or ""), justify="right", vertical="bottom", no_wrap=True)
     for task, measures in result.items():
-        table.add_row(task, *cells(shown, measures), style="bold")
+        table.add_row(task, *values(shown, measures), style="bold")
+        if any(margins(shown, measures)):
+            table.add_row("  95 %", *margins(shown, measures), style="dim")
         domains = measures["by_domain"] if len(measures["by_domain"]) > 1 else {}
         for domain, of_domain in domains.items():
-            table.add_row(f"  {domain}", *cells(shown, of_domain))
-    console.print(table, markup=False, highlight=False)
+            table.add_row(f"  {domain}", *values(shown, of_domain))
+    return table
+
+
+def _narrow(heading: str) -> str:
+    """A heading in lines: a word each, and long words in two."""
+    return heading.replace(" ", "\n").replace("calib", "cali-\nb").replace("positives", "posi-\ntives")
+
+
+def _width(table: Table, console: Console) -> int:
+    """Characters that it takes with no cell cut."""
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum

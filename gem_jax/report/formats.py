@@ -2,7 +2,11 @@
 
 import math
 
+from gem_jax.evaluation.intervals import Z
 from gem_jax.evaluation.metrics import METRICS, Measures, Metric, Value
+
+HUGE = 1e5
+"""From here on a number is written in powers of ten: an NE of 1e60, of one heavy example, would fill the table."""
 
 
 def columns(result: dict[str, Measures]) -> dict[str, Metric]:
@@ -16,8 +20,28 @@ def columns(result: dict[str, Measures]) -> dict[str, Metric]:
 
 
 def cells(shown: dict[str, Metric], measures: Measures) -> list[str]:
-    """One row of such a table; a dash also where a result was written before there was the metric."""
+    """One row of such a table, each value with its 95 % margin where it has one: `0.8754 ±.0041`."""
+    both = zip(values(shown, measures), margins(shown, measures), strict=True)
+    return [f"{value} {margin}".rstrip() for value, margin in both]
+
+
+def values(shown: dict[str, Metric], measures: Measures) -> list[str]:
+    """One row of such a table, values alone; a dash also where a result was written before there was the metric."""
     return [format_measure(metric, measures.get(name)) for name, metric in shown.items()]
+
+
+def margins(shown: dict[str, Metric], measures: Measures) -> list[str]:
+    """What goes with such a row: the 95 % margin of each value that has one, else nothing."""
+    errors = {name: measures.get("standard_error", {}).get(name) for name in shown}
+    return [
+        "" if errors[name] is None else format_margin(Z * errors[name], metric.decimals)
+        for name, metric in shown.items()
+    ]
+
+
+def format_margin(margin: float, decimals: int = 4) -> str:
+    """Half an interval, e.g. `±.0041`."""
+    return "±" + format_number(margin, decimals).removeprefix("0")
 
 
 def format_measure(metric: Metric, value: Value) -> str:
@@ -36,8 +60,10 @@ def format_measure(metric: Metric, value: Value) -> str:
 
 
 def format_number(value: Value, decimals: int = 4) -> str:
-    """A number as text; a dash where it is undefined."""
-    return "-" if value is None else f"{value:.{decimals}f}"
+    """A number as text, in powers of ten where it is huge; a dash where it is undefined."""
+    if value is None:
+        return "-"
+    return f"{value:.{decimals}f}" if abs(value) < HUGE else f"{value:.2g}"
 
 
 def format_rate(value: Value) -> str:

@@ -47,6 +47,10 @@ PAGE = """<!doctype html>
 </html>
 """
 
+MARGIN_NOTE = (
+    "Half a 95 % interval: what a bootstrap would find that draws the test users anew, or the examples where users are unknown, in "
+    "closed form. It does not hold what another seed of the training changes."
+)
 UNOBSERVED_NOTE = "They count neither as positive nor as negative; examples of weight 0 enter no metric."
 CURVES_NOTE = "Training values are means over the examples since the point before; the first may lie above the frame."
 DOMAINS_NOTE = "Dot: the model. Bar: the Bayes NE, where it is known. Dashed line: predicting the domain's base rate."
@@ -265,6 +269,6 @@ def _text(value: Any) -> str:
 
 def _definitions() -> str:
     terms = [(metric.heading, metric.definition) for metric in METRICS.values() if metric.heading is not None]
-    terms.append(("unobserved labels", UNOBSERVED_NOTE))
+    terms += [("±", MARGIN_NOTE), ("unobserved labels", UNOBSERVED_NOTE)]
     items = (f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in terms)
     return f"<dl>{''.join(items)}</dl>"

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import subprocess
 import sys
 import time
 from typing import Any
@@ -21,7 +20,7 @@ import jax
 
 from gem_jax.cli import Command, Request, run
 from gem_jax.config import Config, ConfigError
-from gem_jax.files import read_rows, write_rows
+from gem_jax.files import commit, read_rows, write_rows
 from gem_jax.parallel import xla_flags
 from gem_jax.parallel.mesh import REPLICA, SHARD, MeshConfig
 from gem_jax.scale.aot import CompiledStep, compile_step, gpu_devices
@@ -97,7 +96,7 @@ def measure(config: Config, overrides: list[str], replica: int, shard: int) -> d
     return (
         row
         | summary(step)
-        | {"compile_s": round(time.perf_counter() - start, 1), "jax": jax.__version__, "commit": _commit()}
+        | {"compile_s": round(time.perf_counter() - start, 1), "jax": jax.__version__, "commit": commit()}
     )
 
 
@@ -117,12 +116,6 @@ def summary(step: CompiledStep) -> dict[str, int]:
         "sums_replica_bytes": received((REPLICA,), ("all-reduce",)),
         "rows_replica_bytes": received((REPLICA,), ("all-gather", "reduce-scatter")),
     }
-
-
-def _commit() -> str | None:
-    here = str(pathlib.Path(__file__).parent)
-    done = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or None
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

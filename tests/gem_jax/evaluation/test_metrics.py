@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from gem_jax.errors import UserError
-from gem_jax.evaluation.auc import grouped_auc
+from gem_jax.evaluation.auc import rank
 from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluator import Evaluator, ScoredExamples, WindowMetrics
-from gem_jax.evaluation.metrics import METRICS, Measures, metric, scalars, share_closed, streaming_measures
+from gem_jax.evaluation.metrics import METRICS, RESERVED, Measures, metric, scalars, share_closed, streaming_measures
 from gem_jax.evaluation.scores import Scores, Sums
 from tests.gem_jax.evaluation.scored import DOMAINS, SCHEMA, Scored, random_batch
 
@@ -50,10 +50,12 @@ def expected_measures(z, y, w, user, true_p) -> dict:
             aucs.append(roc_auc_score(y[mine], z[mine], sample_weight=w[mine]))
             user_weights.append(w[mine].sum())
     logloss = log_loss(y, p, sample_weight=w)
+    divergence = true_p * np.log(true_p / p) + (1 - true_p) * np.log((1 - true_p) / (1 - p))
     return {
         "logloss": logloss,
         "ne": logloss / entropy,
         "bayes_ne": log_loss(y, true_p, sample_weight=w) / entropy,
+        "regret_ne": np.average(divergence, weights=w) / entropy,
         "closed": (1 - logloss / entropy) / (1 - log_loss(y, true_p, sample_weight=w) / entropy),
         "auc": roc_auc_score(y, z, sample_weight=w),
         "gauc": np.average(aucs, weights=user_weights),
@@ -84,8 +86,9 @@ def test_every_metric_by_task_and_domain(weighted):
 
 def test_empty_domain_and_no_update_are_none_not_nan():
     expected = {"num_examples": 0, "num_positives": 0} | dict.fromkeys(
-        ("ne", "bayes_ne", "closed", "auc", "gauc", "calibration", "logloss", "base_rate")
+        ("ne", "bayes_ne", "regret_ne", "closed", "auc", "gauc", "calibration", "logloss", "base_rate")
     )
+    expected["standard_error"] = dict.fromkeys(("ne", "regret_ne", "auc", "gauc"))
     assert evaluate(random_batch(1, 50))["click"]["by_domain"]["empty"] == expected
     nothing = evaluate()["buy"]
     assert {name: nothing[name] for name in expected} == expected
@@ -132,6 +135,9 @@ def test_a_metric_cannot_take_anothers_name_and_needs_a_definition():
     def calibration_curve(sums: Sums) -> None:
         """A key of results that is no metric."""
 
+    def standard_error(sums: Sums) -> None:
+        """Another one."""
+
     def unexplained(sums: Sums) -> None:
         return None
 
@@ -139,12 +145,14 @@ def test_a_metric_cannot_take_anothers_name_and_needs_a_definition():
     for function, message in (
         (ne, "'ne' of .* is taken"),
         (calibration_curve, "is taken"),
+        (standard_error, "is taken"),
         (unexplained, "no docstring"),
     ):
         with pytest.raises(UserError, match=message):
             metric("x")(function)
     assert METRICS["ne"] is builtin and "unexplained" not in METRICS
-    assert metric("NE", streaming=True)(builtin.function) is builtin.function, "a module may be loaded again"
+    again = metric("NE", streaming=True, influence=builtin.influence)(builtin.function)
+    assert again is builtin.function, "a module may be loaded again"
     assert METRICS["ne"] == builtin
 
 
@@ -158,7 +166,8 @@ def test_one_class_only(label):
     logits, host = random_batch(2, 100)
     host.labels[~np.isnan(host.labels)] = label
     click = evaluate((logits, host))["click"]
-    assert click["ne"] is click["bayes_ne"] is click["auc"] is click["gauc"] is None
+    assert click["ne"] is click["bayes_ne"] is click["regret_ne"] is click["auc"] is click["gauc"] is None
+    assert set(click["standard_error"].values()) == {None}
     assert click["logloss"] > 0 and click["base_rate"] == label
     assert (click["calibration"] is None) == (label == 0)
 
@@ -171,22 +180,32 @@ def test_unknown_truth_leaves_bayes_undefined_only():
     logits, host = random_batch(4, 500)
     host.true_probability[np.flatnonzero(~np.isnan(host.labels[:, 0]) & (host.weight > 0))[0], 0] = np.nan
     result = evaluate((logits, host))
-    assert result["click"]["bayes_ne"] is None and result["click"]["ne"] is not None
+    assert result["click"]["bayes_ne"] is result["click"]["regret_ne"] is None and result["click"]["ne"] is not None
     assert result["buy"]["bayes_ne"] is not None
 
 
-def test_each_example_its_own_user_has_no_gauc():
-    logits, host = random_batch(5, 200)
-    host.user[:] = np.arange(200)
-    assert evaluate((logits, host))["click"]["gauc"] is None
+def only_one_user_of_both_classes(host) -> np.ndarray:
+    """Half of the examples are user 7's, the other positives user 9's, the other negatives user 8's."""
+    of_class = np.where(np.nan_to_num(host.labels[:, 0]) == 1, 9, 8)
+    return np.where(np.arange(len(of_class)) % 2 == 0, 7, of_class)
 
 
-def test_without_users_there_is_no_gauc():
-    logits, host = random_batch(5, 400, num_users=1)  # one for all, as logs say that have no users
-    assert evaluate((logits, host))["click"]["gauc"] is None
-    assert evaluate((logits, host))["click"]["auc"] is not None
-    host.user[:] = -1
-    assert evaluate((logits, host))["click"]["gauc"] is None
+@pytest.mark.parametrize(
+    "users",
+    [
+        lambda host: np.full(len(host.labels), -1),
+        lambda host: np.full(len(host.labels), 12),  # one for all, as logs say that have no users
+        lambda host: np.arange(len(host.labels)),
+        only_one_user_of_both_classes,
+    ],
+    ids=["unknown", "one", "each its own", "only one of both classes"],
+)
+def test_where_users_say_nothing_gauc_is_undefined_and_not_the_auc(users):
+    logits, host = random_batch(5, 400)
+    host.user[:] = users(host)
+    click = evaluate((logits, host))["click"]
+    assert click["gauc"] is click["standard_error"]["gauc"] is None
+    assert click["auc"] is not None and click["standard_error"]["auc"] is not None
 
 
 def test_examples_of_unknown_users_take_no_part_in_gauc():
@@ -207,7 +226,7 @@ def test_extreme_logits_are_exact():
     # p(1 | -800) underflows in float64; the loss is still 800 nats. Ranking is by logit, where sigmoids would tie.
     sums = Sums.of(np.array([-800.0, 800.0, 40.0, 41.0]), np.array([1.0, 0.0, 0.0, 1.0]), np.ones(4))
     assert streaming_measures(sums)["logloss"] == pytest.approx((800 + 800 + 40) / 4, rel=1e-15)
-    assert grouped_auc(np.array([40.0, 41.0]), np.array([0.0, 1.0]), np.ones(2), np.zeros(2))[0][0] == 1.0
+    assert rank(np.array([40.0, 41.0]), np.array([0.0, 1.0]), np.ones(2), np.zeros(2, int)).auc[0] == 1.0
 
 
 def test_diverged_model_is_named():
@@ -256,9 +275,9 @@ def test_window_agrees_with_the_evaluator_adds_up_and_resets():
 
 def test_scalars_and_share_closed():
     flat = scalars("eval", evaluate(random_batch(13, 200)))
-    assert {"eval/ne/click", "eval/gauc/buy", "eval/bayes_ne/click", "eval/calibration/buy"} <= set(flat)
+    assert {"eval/ne/click", "eval/gauc/buy", "eval/bayes_ne/click", "eval/regret_ne/buy"} <= set(flat)
     assert all(isinstance(value, float) for value in flat.values())
-    assert not any("num_" in name or "by_domain" in name or "curve" in name for name in flat)
+    assert not any(key in name for name in flat for key in ("num_", *RESERVED))
     assert share_closed(0.9, 0.8) == pytest.approx(0.5)
     assert share_closed(None, 0.8) is share_closed(0.9, None) is share_closed(0.9, 1.0) is None
 

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from gem_jax.report import console as console_module
@@ -10,7 +11,8 @@ from gem_jax.report.log import RunLogger
 
 MEASURES = {
     "ne": 0.81234, "bayes_ne": 0.75, "closed": 0.75064, "auc": 0.7654321, "gauc": None, "calibration": 1.0123, "logloss": 0.1234567,
-    "base_rate": 0.0321, "num_examples": 12345, "num_positives": 400,
+    "base_rate": 0.0321, "num_examples": 12345, "num_positives": 400, "regret_ne": 0.0623,
+    "standard_error": {"ne": 0.0021, "regret_ne": 0.0004, "auc": 0.01, "gauc": None},
 }  # fmt: skip
 
 
@@ -44,16 +46,37 @@ def test_bar_on_a_terminal(tmp_path):
     assert "25%" in shown and "loss 0.2500" in shown and "NE 0.9000" in shown and "saved a checkpoint" in shown
 
 
+NUMBERS = "12,345 400 3.21 % 0.8123 0.7500 0.0623 75% 0.7654 - 1.012 0.1235".split()
+
+
 def test_table():
     console = plain_console()
-    empty = dict.fromkeys(MEASURES) | {"num_examples": 0}
+    empty = dict.fromkeys(MEASURES) | {"num_examples": 0, "num_positives": 0, "standard_error": {}}
     print_table({"click": MEASURES | {"by_domain": {"[feed]": MEASURES, "reels": empty}}}, console)
     rows = [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
-    assert rows[0] == "task base Bayes cali- log".split()
-    assert rows[1] == "domain examples rate NE NE closed AUC gAUC bration loss".split()
-    numbers = "12,345 3.21 % 0.8123 0.7500 75% 0.7654 - 1.012 0.1235".split()
-    assert ["click", *numbers] in rows and ["[feed]", *numbers] in rows
-    assert ["reels", "0", *"--------"] in rows
+    assert rows[0] == "task posi- base Bayes regret cali- log".split()
+    assert rows[1] == "domain examples tives rate NE NE NE closed AUC gAUC bration loss".split()
+    assert rows[3:] == [
+        ["click", *NUMBERS],
+        ["95", "%", "±.0041", "±.0008", "±.0196"],  # 1.96 standard errors, where there are any
+        ["[feed]", *NUMBERS],
+        ["reels", "0", "0", *"---------"],
+    ]
+
+
+def test_margins_stand_below_their_values():
+    console = plain_console()
+    print_table({"click": MEASURES | {"by_domain": {}}}, console)
+    click, margins = (line for line in console.file.getvalue().splitlines() if "click" in line or "95 %" in line)
+    for value, margin in (("0.8123", "±.0041"), ("0.0623", "±.0008"), ("0.7654", "±.0196")):
+        assert click.index(value) == margins.index(margin)
+
+
+def test_a_result_from_before_standard_errors_has_no_margins():
+    console = plain_console()
+    old = {name: value for name, value in MEASURES.items() if name not in ("standard_error", "regret_ne")}
+    print_table({"click": old | {"by_domain": {}}}, console)
+    assert "95 %" not in console.file.getvalue() and "regret" not in console.file.getvalue()
 
 
 def test_a_quiet_console_shows_no_table(capsys):
@@ -61,13 +84,22 @@ def test_a_quiet_console_shows_no_table(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_table_fits_a_narrow_terminal():
-    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=80)
-    print_table({"conversion": MEASURES | {"by_domain": {"a_very_long_domain": MEASURES, "reels": MEASURES}}}, console)
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [(120, ()), (93, ()), (92, ("loss",)), (80, ("loss", "closed")), (78, ("loss", "closed", "Bayes"))],
+)
+def test_a_narrow_table_leaves_out_what_others_make_up_for_and_cuts_no_number(width, left_out):
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width)
+    measures = MEASURES | {"num_examples": 1_234_567, "num_positives": 40_123}
+    print_table({"conversion": measures | {"by_domain": {"a_very_long_domain": measures, "reels": measures}}}, console)
     lines = console.file.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= width
+    headings = " ".join(lines).split()
+    assert {name for name in ("loss", "closed", "Bayes", "bration", "posi-") if name not in headings} == set(left_out)
     (row,) = (line for line in lines if "a_very" in line)
-    assert row.split()[1:] == "12,345 3.21 % 0.8123 0.7500 75% 0.7654 - 1.012 0.1235".split()
+    texts = ["1,234,567", "40,123", *NUMBERS[2:]]
+    spare = {"loss": "0.1235", "closed": "75%", "Bayes": "0.7500"}
+    assert row.split()[1:] == [text for text in texts if text not in [spare[name] for name in left_out]]
 
 
 def test_table_without_known_truth_has_no_bayes_columns():

@@ -3,7 +3,7 @@
 import pytest
 
 from gem_jax.evaluation.metrics import METRICS
-from gem_jax.report.formats import format_measure, format_rate
+from gem_jax.report.formats import cells, format_margin, format_measure, format_rate, margins, values
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,25 @@ def test_format_rate(rate, text):
         ("ne", 0.81235, "0.8124"),
         ("calibration", 1.0234, "1.023"),
         ("auc", None, "-"),
+        ("ne", 4.2e48, "4.2e+48"),
+        ("ne", 99_999.5, "99999.5000"),
         ("num_examples", None, "-"),
     ],
 )
 def test_format_measure(name, value, text):
     assert format_measure(METRICS[name], value) == text
+
+
+@pytest.mark.parametrize(("margin", "text"), [(0.00412, "±.0041"), (1.5, "±1.5000"), (0.0, "±.0000"), (2e9, "±2e+09")])
+def test_format_margin(margin, text):
+    assert format_margin(margin) == text
+
+
+def test_cells_are_values_with_their_margins():
+    shown = {name: METRICS[name] for name in ("num_examples", "ne", "auc", "gauc")}
+    measures = {"num_examples": 7, "ne": 0.9, "auc": 0.7, "gauc": None, "standard_error": {"ne": 0.002, "auc": None}}
+    assert values(shown, measures) == ["7", "0.9000", "0.7000", "-"]
+    assert margins(shown, measures) == ["", "±.0039", "", ""]
+    assert cells(shown, measures) == ["7", "0.9000 ±.0039", "0.7000", "-"]
+    del measures["standard_error"]  # a result from before there were any
+    assert cells(shown, measures) == ["7", "0.9000", "0.7000", "-"]
