@@ -80,7 +80,10 @@ def column_names(schema: Schema) -> list[str]:
 
 def check_columns(found: pa.Schema, schema: Schema, file: pathlib.Path, for_training: bool) -> None:
     """Raises DataError where a column is missing, stands twice or is of the wrong type; scoring needs no labels."""
-    for name, _ in (*_needed(schema), *(_taught(schema) if for_training else ())):
+    missing = [name for name, _ in _needed(schema) if name not in found.names]
+    if missing and not for_training:  # the schema is the trained model's: nothing can be taken out of it
+        raise DataError(f"{file} lacks what the model reads: {', '.join(missing)}; add these columns")
+    for name in (*missing, *(name for name, _ in _taught(schema) if for_training)):
         if name not in found.names:
             raise DataError(f"{file} has no column '{name}'; add it, or take it out of the schema")
     for name, kind in (*_needed(schema), *_taught(schema), *_optional(schema)):
