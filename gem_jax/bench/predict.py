@@ -3,9 +3,9 @@
     python -m gem_jax.bench.predict --json results.json          10 million rows, about 3 minutes on 2 cores
 
 A logistic regression is trained for a moment on random examples (`bench.data`), since the smaller the model, the more reading and
-writing count. Then three things are done with one Parquet file, in turn: the scoring alone, whose result is thrown away; `evaluate`;
-and what the command does, from the rows to the file. The table shows the median of their rates; the memory is the process's
-resident set, read from Linux while the first prediction runs.
+writing count. Then three things are done with one Parquet file, in turn: what the command does, from the rows to the file;
+`evaluate`; and the pass over the data that both share, whose scores are thrown away. The table shows the median of their rates; the
+memory is the process's resident set, read from Linux while the first prediction runs.
 """
 
 import dataclasses

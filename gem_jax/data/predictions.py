@@ -7,7 +7,7 @@ Columns of the file, one row for every example in the order of the data:
 | `example_id` | int64 | the example's; null where the reader left a bad row out |
 | `time_s` | int64 | when it happened, in seconds; null = unknown |
 | `user` | int64 | the user's id; null = unknown |
-| `domain` | string | its domain |
+| `domain` | string, by a dictionary | its domain |
 | `p.<task>` | float32 | the predicted probability of the task's label 1; null where the reader left a bad row out |
 
 Shape letters: n examples, N tasks.
@@ -109,8 +109,9 @@ def open_predictions(path: pathlib.Path, tasks: Sequence[str], domains: Sequence
         file = pyarrow.parquet.ParquetWriter(
             unfinished,
             _table([], tasks, domains).schema,
-            compression="zstd",
+            compression="snappy",
             use_dictionary=["domain"],
+            column_encoding={"example_id": "DELTA_BINARY_PACKED", "time_s": "DELTA_BINARY_PACKED"},
             write_page_checksum=True,
         )
 
@@ -150,7 +151,7 @@ def _table(parts: Sequence[Predictions], tasks: Sequence[str], domains: Sequence
         values = column(name, np.int64)
         columns[name] = pa.array(values, mask=values == -1)
     places = pa.array(column("domain", np.int32), mask=example_id < 0)
-    columns["domain"] = pa.DictionaryArray.from_arrays(places, pa.array(domains, pa.string())).cast(pa.string())
+    columns["domain"] = pa.DictionaryArray.from_arrays(places, pa.array(domains, pa.string()))
     for n, task in enumerate(tasks):
         values = np.concatenate([np.zeros(0, np.float32), *(part.probabilities[:, n] for part in parts)])
         columns[f"p.{task}"] = pa.array(values, mask=np.isnan(values))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import expit
 
 from gem_jax.data.batch import HostColumns
 from gem_jax.data.packing import BatchConfig
@@ -78,7 +77,8 @@ def _in_order(logits: Float[np.ndarray, "n N"], host: HostColumns, schema: Schem
             f"the model's logit of '{schema.tasks[tasks[n]].name}' is {logits[row, n]} for the example with example_id "
             f"{example_id[row]}; look for numbers in that row that are far from those that it was trained on"
         )
-    probabilities = expit(logits)
+    with np.errstate(over="ignore"):  # e^-z of a very negative logit is infinite, and its probability 0
+        probabilities = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
     probabilities[example_id < 0] = np.nan  # of an empty example, in the place of a bad row
     return Predictions(
         probabilities=probabilities,

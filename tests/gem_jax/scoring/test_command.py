@@ -54,7 +54,12 @@ def test_a_file_with_a_row_for_every_row_in_their_order(trained, data, here, mon
     assert pq.ParquetFile("test.predictions.parquet").num_row_groups > 2
     assert written.schema.equals(
         pa.schema(
-            [("example_id", pa.int64()), ("time_s", pa.int64()), ("user", pa.int64()), ("domain", pa.string())]
+            [
+                ("example_id", pa.int64()),
+                ("time_s", pa.int64()),
+                ("user", pa.int64()),
+                ("domain", pa.dictionary(pa.int32(), pa.string())),
+            ]
             + [("p.click", pa.float32()), ("p.conversion", pa.float32())]
         )
     )

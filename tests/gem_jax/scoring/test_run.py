@@ -58,7 +58,7 @@ def test_predict_is_in_the_order_of_the_rows_with_those_of_weight_0(trained, run
     np.testing.assert_array_equal(ids, scored_examples().example_id)
     found = run.predict(data / "test.parquet")
     assert (found.dtype, found.shape) == (np.float32, (EXAMPLES, 2))
-    np.testing.assert_allclose(found, expected, rtol=2e-7)
+    np.testing.assert_array_equal(found, expected)
     assert len(np.unique(found[:, 0])) > EXAMPLES // 2
 
 
