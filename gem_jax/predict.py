@@ -14,16 +14,13 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gem_jax.errors import UserError, exit_code
-
-if TYPE_CHECKING:
-    from gem_jax.scoring.run import Which
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,9 +68,10 @@ def _predict(options: Options, console: Console) -> int:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    out, which, events = _out(options), _which(options.checkpoint), _named_paths(options.events)
+    out, events, checkpoint = _out(options), _named_paths(options.events), options.checkpoint
     xla_flags.set_flags()
     classes = classes_of(load(options.config)) if options.config is not None else ()
+    which = int(checkpoint) if checkpoint is not None and checkpoint.isdecimal() else checkpoint
     run = load_run(options.run, checkpoint=which, classes=classes, say=say)
     places = run.places(options.task or None)
     source = run.source(options.data, events=events)
@@ -97,14 +95,6 @@ def _out(options: Options) -> pathlib.Path:
     if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} does not exist; make it, or give --out another place")
     return out
-
-
-def _which(text: str | None) -> "Which | None":
-    if text is None or text == "best" or text == "newest":
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise UserError(f"--checkpoint cannot be '{text}'; it takes best, newest, or the number of a step")
 
 
 def _named_paths(events: tuple[str, ...]) -> dict[str, str]:

@@ -61,10 +61,11 @@ def _raw_rows(folder: pathlib.Path, data: Any, events: Mapping[str, Any] | None)
 def _files(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
     if path.is_file():
         return (path,)
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist; give a Parquet file, or a folder of them")
     files = tuple(sorted(path.glob("*.parquet")))
     if not files:
-        what = "holds no .parquet files" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {what}; name a Parquet file to score, or a folder of them")
+        raise DataError(f"{path} holds no Parquet files; give a file, or a folder of them")
     return files
 
 

@@ -16,7 +16,7 @@ import difflib
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,8 +38,8 @@ from gem_jax.scoring.predictions import predictions
 from gem_jax.scoring.saved import saved_config, saved_schema, scoring_program
 from gem_jax.training.state import TrainState
 
-type Which = Literal["best", "newest"] | int
-"""A checkpoint of a run: the best that `train.keep_best` kept, the newest, or the one of a step."""
+type Which = str | int
+"""A checkpoint of a run: "best" for the one that `train.keep_best` kept, "newest", or the step of one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -189,25 +189,21 @@ def load_run(
 
 def _find(run_dir: pathlib.Path, which: Which | None) -> tuple[Checkpoints, int | None]:
     """The checkpoints among which to look, and the step where a certain one is wanted."""
-    newest, best = Checkpoints(run_dir / CHECKPOINTS), Checkpoints(run_dir / BEST)
-    if not newest.candidates() and not best.candidates():
+    places = {"best": Checkpoints(run_dir / BEST), "newest": Checkpoints(run_dir / CHECKPOINTS)}
+    steps = {name: found for name, checkpoints in places.items() if (found := checkpoints.candidates())}
+    if not steps:
         what = "has no checkpoint" if run_dir.is_dir() else "does not exist"
         raise CheckpointError(f"{run_dir} {what}; name the folder of a run that was saved, e.g. runs/gem_debug")
     if which is None:
-        return (best if best.candidates() else newest), None
-    if which == "newest":
-        return newest, None
-    if which == "best":
-        if not best.candidates():
-            raise CheckpointError(
-                f"{run_dir} keeps no best checkpoint; take the newest, or train with train.keep_best, e.g. valid/ne/click"
-            )
-        return best, None
-    for checkpoints in (newest, best):
-        if which in checkpoints.candidates():
-            return checkpoints, int(which)
-    steps = sorted({*newest.candidates(), *best.candidates()})
-    raise CheckpointError(f"{run_dir} has no checkpoint of step {which}; it has {', '.join(map(str, steps))}")
+        which = next(iter(steps))
+    for name, found in steps.items():
+        if which == name:
+            return places[name], None
+        if isinstance(which, int) and which in found:
+            return places[name], which
+    there_are = ", ".join([*steps, *map(str, sorted(set().union(*steps.values())))])
+    hint = " (train.keep_best keeps the best)" if which == "best" else ""
+    raise CheckpointError(f"{run_dir} has no checkpoint '{which}'; there are {there_are}{hint}")
 
 
 def _summary(run_dir: pathlib.Path) -> dict[str, Any] | None:

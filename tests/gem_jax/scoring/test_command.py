@@ -93,9 +93,11 @@ def test_what_is_refused(trained, unlabelled, here, capsys):
     run, new = str(trained.run_dir), str(unlabelled)
     assert refused(capsys, "runs/none", new).startswith("runs/none does not exist; name the folder of a run")
     assert refused(capsys, run, new, "--task", "clicks").startswith("the run has no task 'clicks'; did you mean click?")
-    assert refused(capsys, run, new, "--checkpoint", "last").startswith("--checkpoint cannot be 'last'; it takes best")
-    assert refused(capsys, run, new, "--checkpoint", "12345").startswith(f"{run} has no checkpoint of step 12345; it")
-    assert refused(capsys, run, "none.parquet").startswith("none.parquet does not exist; name a Parquet file")
+    assert refused(capsys, run, new, "--checkpoint", "last").startswith(
+        f"{run} has no checkpoint 'last'; there are newest"
+    )
+    assert refused(capsys, run, new, "--checkpoint", "12345").startswith(f"{run} has no checkpoint '12345'; there")
+    assert refused(capsys, run, "none.parquet").startswith("none.parquet does not exist; give a Parquet file")
     assert refused(capsys, run, new, "--out", "a/b").startswith("the folder a does not exist; make it")
     assert refused(capsys, run, new, "--out", str(here)).startswith(f"{here} is a folder; give --out the name of a")
     assert refused(capsys, run, new, "--events", "past").startswith("--events past must be name=path, each name once")

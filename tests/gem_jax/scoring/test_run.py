@@ -155,11 +155,13 @@ def test_the_best_checkpoint_is_taken_where_there_is_one(several, trained):
     assert taken(checkpoint="newest") == ("checkpoint after 990 examples", -4.0)
     step = int(trained.state.step)
     assert taken(checkpoint=step) == ("checkpoint after 100 examples", float(trained.state.base_logits[0]))
-    with pytest.raises(CheckpointError, match=f"has no checkpoint of step 7; it has 3, {step}, 99"):
+    with pytest.raises(CheckpointError, match=f"has no checkpoint '7'; there are best, newest, 3, {step}, 99$"):
         taken(checkpoint=7)
     shutil.rmtree(several / "best")
     assert taken() == ("checkpoint after 990 examples", -4.0)
-    with pytest.raises(CheckpointError, match="keeps no best checkpoint; take the newest, or train with"):
+    with pytest.raises(
+        CheckpointError, match=r"has no checkpoint 'best'; there are newest, .* \(train.keep_best keeps the best\)"
+    ):
         taken(checkpoint="best")
 
 
@@ -206,10 +208,10 @@ def test_data_that_cannot_be_scored(run, unlabelled, tmp_path):
         run.predict(table.slice(0, 0))
     with pytest.raises(DataError, match="there is nothing to score"):
         run.predict(MemorySource(schema=SCHEMA, examples=empty_examples(SCHEMA)))
-    with pytest.raises(DataError, match="none.parquet does not exist; name a Parquet file to score"):
+    with pytest.raises(DataError, match="none.parquet does not exist; give a Parquet file"):
         run.predict(tmp_path / "none.parquet")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty holds no .parquet files; name a Parquet file to score"):
+    with pytest.raises(DataError, match="empty holds no Parquet files; give a file"):
         run.predict(tmp_path / "empty")
     with pytest.raises(DataError, match="examples cannot be a 'list'; give a path, or a table of pyarrow"):
         run.predict([1, 2])
