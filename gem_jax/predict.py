@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 def _predict(options: Options, console: Console) -> int:
     # JAX takes seconds to import, which --help need not wait for.
     from gem_jax.config import load
-    from gem_jax.parallel import xla_flags
+    from gem_jax.parallel import processes, xla_flags
     from gem_jax.scoring.predictions import predictions, write_predictions
     from gem_jax.scoring.run import load_run
     from gem_jax.scoring.saved import classes_of
@@ -70,6 +70,7 @@ def _predict(options: Options, console: Console) -> int:
 
     out, events, checkpoint = _out(options), _named_paths(options.events), options.checkpoint
     xla_flags.set_flags()
+    processes.start()
     classes = classes_of(load(options.config)) if options.config is not None else ()
     which = int(checkpoint) if checkpoint is not None and checkpoint.isdecimal() else checkpoint
     run = load_run(options.run, checkpoint=which, classes=classes, say=say)
@@ -80,7 +81,7 @@ def _predict(options: Options, console: Console) -> int:
     with _advancing(console, len(source)) as advance:
         parts = predictions(run.program, run.state, source, run.config.batch, places)
         total = write_predictions(parts, out, run.schema, places, advance)
-    say(f"{out}: {total:,} rows, {total / (time.perf_counter() - started):,.0f} rows/s")
+    say(f"{out}: {total:,} rows in {time.perf_counter() - started:.1f} s")
     return 0
 
 
@@ -111,15 +112,18 @@ def _named_paths(events: tuple[str, ...]) -> dict[str, str]:
 def _advancing(console: Console, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with rows per second on a terminal; what it gives is told how many more rows are done."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
-    started, done = time.perf_counter(), 0
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
+        started, first = 0.0, 0
 
         def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            speed = done / (time.perf_counter() - started)
-            bar.update(task, completed=done, description=f"{speed:,.0f} rows/s")
+            nonlocal started, first
+            bar.advance(task, count)
+            if not started:  # compiling the first batch's step is no measure of speed
+                started, first = time.perf_counter(), count
+                return
+            speed = (bar.tasks[task].completed - first) / (time.perf_counter() - started)
+            bar.update(task, description=f"{speed:,.0f} rows/s")
 
         yield advance
 

@@ -35,7 +35,7 @@ def predictions[State](
       DataError: a logit is not finite, or a row cannot be read.
     """
     for logits, host in scored_batches(program, state, source, batch):
-        yield _in_order(logits[host.slots][:, list(tasks)], host, program.schema, tasks)
+        yield _in_order(logits[np.ix_(host.slots, tasks)], host, program.schema, tasks)
 
 
 def write_predictions(

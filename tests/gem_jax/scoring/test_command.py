@@ -1,14 +1,17 @@
 """`python -m gem_jax.predict` from end to end: what it writes, what it says, and what it refuses before it scores anything."""
 
 import dataclasses
+import io
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from gem_jax import predict
 from gem_jax.data import predictions
@@ -48,7 +51,7 @@ def test_a_file_with_a_row_for_every_row_in_their_order(trained, data, here, mon
     assert [path.name for path in here.iterdir()] == ["test.predictions.parquet"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{trained.run_dir}: checkpoint after 100 examples" and len(lines) == 2
-    assert lines[1].startswith(f"test.predictions.parquet: {EXAMPLES} rows, ") and lines[1].endswith(" rows/s")
+    assert lines[1].startswith(f"test.predictions.parquet: {EXAMPLES} rows in ") and lines[1].endswith(" s")
 
     written, examples = pq.read_table("test.predictions.parquet"), scored_examples()
     assert pq.ParquetFile("test.predictions.parquet").num_row_groups > 2
@@ -147,3 +150,18 @@ def test_help_is_quick(capsys):
         assert field.name in out or field.name.upper() in out, field.name
     code = "import sys, gem_jax.predict; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_bar_with_rows_per_second():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=100)
+    with predict._advancing(console, 1000) as advance:
+        for _ in range(10):
+            advance(100)
+            time.sleep(0.01)
+    shown = text.getvalue()
+    assert "1000/1000" in shown and "rows/s" in shown
+    quiet = io.StringIO()
+    with predict._advancing(Console(file=quiet), 10) as advance:
+        advance(10)
+    assert quiet.getvalue() == ""

@@ -14,11 +14,13 @@ import pytest
 import gem_jax
 from gem_jax.checkpoint.checkpoints import Checkpoints, snapshot
 from gem_jax.checkpoint.errors import CheckpointError
+from gem_jax.config import override
 from gem_jax.data.columns import MemorySource, empty_examples
 from gem_jax.data.source import DataError
 from gem_jax.errors import UserError
 from gem_jax.evaluation.evaluate import scored_batches
 from gem_jax.scoring.run import Run, load_run
+from gem_jax.scoring.saved import scoring_program
 from tests.gem_jax.data.random_examples import SCHEMA, random_examples
 from tests.gem_jax.scoring.conftest import EXAMPLES, scored_examples
 
@@ -232,3 +234,11 @@ def test_a_prediction_that_is_no_number_is_refused_by_the_examples_id(run, unlab
     with pytest.raises(DataError, match="logit of 'click' is inf for the example with example_id 0; look for numbers"):
         broken.predict(unlabelled)
     assert np.isfinite(broken.predict(unlabelled, tasks=["conversion"])).all()
+
+
+def test_what_would_end_the_process_is_refused(trained, monkeypatch):
+    """bfloat16 of a run on GPUs, on a CPU."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    config = override(trained.program.config, ["precision.compute=bfloat16"])
+    with pytest.raises(UserError, match="precision.compute=bfloat16 would crash XLA on a CPU"):
+        scoring_program(config, SCHEMA, None)
