@@ -27,9 +27,9 @@ from gem_jax.errors import UserError, exit_code
 class Options:
     """Score examples with a trained run, in the order of the rows."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A Parquet file, or a folder of them; raw rows, also as CSV, where the run was trained on a prepared log."""
     out: str | None = None
     """File to write; <name of the data>.predictions.parquet in this folder unless given."""

@@ -1,6 +1,6 @@
 """How fast `gem_jax.predict` is beside an evaluation of the same rows in the same process, and whether its memory stays flat.
 
-    python -m gem_jax.bench.predict --json results.json          10 million rows, about 3 minutes on 2 cores
+    python -m gem_jax.bench.predict --json gem_jax/bench/results/predict.json          10 million rows, minutes on 2 cores
 
 A logistic regression is trained for a moment on random examples (`bench.data`), since the smaller the model, the more reading and
 writing count. Then three things are done with one Parquet file, in turn: what the command does, from the rows to the file;
