@@ -27,6 +27,8 @@ MAY_CHANGE = {
     "optimizer.warmup": "the learning rate's course",
     "optimizer.final": "the learning rate's course",
     "data.path": "where the data are; that they are the same is seen by their identity",
+    "data.on_bad_row": "a run that a bad row ended goes on without that row",
+    "data.max_bad_rows": "how many of them are too many",
     "data.columns.*": "the schema's members are found by their names",
 }
 """Pattern of a config field -> why a run may go on with another value. What is not named here may not change."""

@@ -90,25 +90,28 @@ def ragged_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
-def empty_examples(schema: Schema) -> Examples:
-    """No examples, in the columns of `schema`."""
-    none = np.zeros(0, np.int32)
+def empty_examples(schema: Schema, count: int = 0) -> Examples:
+    """`count` examples like a batch's empty slots, in the columns of `schema`: of weight 0, everything else absent."""
+    zeros = np.zeros(count, np.int32)
+    unknown = np.full(count, -1, np.int64)
+    unobserved = np.full((count, len(schema.tasks)), np.nan, np.float32)
+    no_events = np.zeros(0, np.int32)
     return Examples(
-        ids={f.name: np.zeros((0, f.max_ids), np.int32) for f in schema.categoricals},
-        dense=np.zeros((0, len(schema.dense)), np.float32),
-        vectors={v.name: np.zeros((0, v.dim), np.float32) for v in schema.vectors},
+        ids={f.name: np.full((count, f.max_ids), -1, np.int32) for f in schema.categoricals},
+        dense=np.zeros((count, len(schema.dense)), np.float32),
+        vectors={v.name: np.zeros((count, v.dim), np.float32) for v in schema.vectors},
         sequences={
-            s.name: Histories(ids={a.name: none for a in s.attributes}, age_s=none, lengths=none)
+            s.name: Histories(ids={a.name: no_events for a in s.attributes}, age_s=no_events, lengths=zeros)
             for s in schema.sequences
         },
-        labels=np.zeros((0, len(schema.tasks)), np.float32),
-        domain=none,
-        weight=np.zeros(0, np.float32),
-        user=np.zeros(0, np.int64),
-        example_id=np.zeros(0, np.int64),
-        time_s=np.zeros(0, np.int64),
-        true_probability=np.zeros((0, len(schema.tasks)), np.float32),
-        training={t.name: np.zeros((0, t.dim), np.float32) for t in schema.training},
+        labels=unobserved,
+        domain=zeros,
+        weight=np.zeros(count, np.float32),
+        user=unknown,
+        example_id=unknown,
+        time_s=unknown,
+        true_probability=unobserved,
+        training={t.name: np.zeros((count, t.dim), np.float32) for t in schema.training},
     )
 
 

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from gem_jax.data.batch import Examples
-from gem_jax.data.checks import check_labels, check_labels_differ, check_rows, existing_path, first_true
+from gem_jax.data.checks import Rows, check_labels, check_labels_differ, check_rows, existing_path, first_true
 from gem_jax.data.columns import MemorySource, take_examples
 from gem_jax.data.schema import Categorical, Dense, Schema, Table, Task
 from gem_jax.data.source import DataError, Splits
@@ -64,7 +64,7 @@ class CriteoConfig:
         table = _read(file)
         check_rows(file, len(table))
         labels = table["label"].to_numpy().astype(np.float32)
-        check_labels(labels, file, "label")
+        check_labels(labels, Rows.first(file, len(table)), "label")
         order = np.random.default_rng(self.split_seed).permutation(len(labels))
         num_test, num_valid = (int(len(labels) * f) for f in (self.test_fraction, self.valid_fraction))
         test, valid, train = np.split(order, [num_test, num_test + num_valid])
@@ -157,7 +157,8 @@ def _frequent_ids(values: np.ndarray, occurrences: np.ndarray, min_count: int) -
 def _read(file: pathlib.Path) -> pa.Table:
     """Columns label, i1 .. i13 as float64 (null = missing), c1 .. c26 as anything that compares."""
     try:
-        table = pyarrow.parquet.read_table(file) if file.suffix == ".parquet" else _read_text(file)
+        is_parquet = file.suffix == ".parquet"
+        table = pyarrow.parquet.read_table(file, page_checksum_verification=True) if is_parquet else _read_text(file)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as Criteo data: {str(error).splitlines()[0]}") from error
     for name in ("label", *COUNTS, *CATEGORIES):

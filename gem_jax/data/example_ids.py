@@ -1,7 +1,6 @@
-"""Whether example ids of Parquet files are unique, as far as footers tell; `parquet_columns` looks at each within a row group."""
+"""Whether example ids of Parquet files are unique, as far as footers tell; `parquet.decode` looks at each within a row group."""
 
 import dataclasses
-import pathlib
 
 import pyarrow.parquet
 
@@ -25,7 +24,7 @@ class IdBounds:
     rows: int
 
 
-def id_bounds(metadata: pyarrow.parquet.FileMetaData, file: pathlib.Path) -> list[IdBounds]:
+def id_bounds(metadata: pyarrow.parquet.FileMetaData, file: str) -> list[IdBounds]:
     """Bounds of every row group of a file that has ids, where its footer has their statistics."""
     places = [k for k in range(metadata.num_columns) if metadata.schema.column(k).path == "example_id"]
     bounds = []
@@ -33,7 +32,7 @@ def id_bounds(metadata: pyarrow.parquet.FileMetaData, file: pathlib.Path) -> lis
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             ids = group.column(place).statistics
-            if ids is not None and ids.has_min_max:
+            if ids is not None and ids.has_min_max and isinstance(ids.min, int):
                 where = f"{file}, row group {number}"
                 bounds.append(IdBounds(where=where, lowest=ids.min, highest=ids.max, rows=ids.num_values))
     return bounds

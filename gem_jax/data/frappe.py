@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from gem_jax.data.batch import Examples
-from gem_jax.data.checks import check_labels, check_labels_differ, check_rows, existing_path
+from gem_jax.data.checks import Rows, check_labels, check_labels_differ, check_rows, existing_path
 from gem_jax.data.columns import MemorySource
 from gem_jax.data.schema import Categorical, Role, Schema, Table, Task
 from gem_jax.data.source import PARTS, DataError, Splits, numbered
@@ -50,7 +50,7 @@ class FrappeConfig:
         for name, (values, labels) in parts.items():
             file = place / f"{name}.csv" if place.is_dir() else place
             check_rows(file, len(values))
-            check_labels(labels, file, "label" if place.is_dir() else f"{name}_y")
+            check_labels(labels, Rows.first(file, len(labels)), "label" if place.is_dir() else f"{name}_y")
             if name == "train":
                 check_labels_differ(labels[:, None], ["usage"], file)
         lowest = np.min([values.min(axis=0) for values, _ in parts.values()], axis=0)

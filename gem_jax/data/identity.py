@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -42,26 +41,30 @@ def _add(found: Any, value: Any) -> None:
         found.update(json.dumps(value).encode() + b";")
 
 
-def file_digest(file: pathlib.Path, footer_bytes: int) -> str:
+def file_digest(opened: Any, footer_bytes: int) -> str:
     """Hex digest of a file's size, its last `footer_bytes`, and blocks spread over it: all of it up to 1 MiB.
 
     A Parquet footer has the size, the row count and, where the writer made them, the smallest and largest value of every column
     chunk, so new content has a new digest, but for a change within a large file that alters none of those and lies between blocks.
 
+    Args:
+      opened: the file, opened to read bytes: Python's or Arrow's.
+      footer_bytes: its last bytes that count whole.
+
     Raises:
       OSError: the file cannot be read.
     """
     found = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as opened:
-        size = opened.seek(0, os.SEEK_END)
-        found.update(f"{size};".encode())
-        if size <= BLOCKS * BLOCK_BYTES:
-            starts, length = [0], size
-        else:
-            starts, length = [k * (size - BLOCK_BYTES) // (BLOCKS - 1) for k in range(BLOCKS)], BLOCK_BYTES
-            opened.seek(max(size - footer_bytes, 0))
-            found.update(opened.read())
-        for start in starts:
-            opened.seek(start)
-            found.update(opened.read(length))
+    opened.seek(0, os.SEEK_END)
+    size = opened.tell()
+    found.update(f"{size};".encode())
+    if size <= BLOCKS * BLOCK_BYTES:
+        starts, length = [0], size
+    else:
+        starts, length = [k * (size - BLOCK_BYTES) // (BLOCKS - 1) for k in range(BLOCKS)], BLOCK_BYTES
+        opened.seek(max(size - footer_bytes, 0))
+        found.update(opened.read())
+    for start in starts:
+        opened.seek(start)
+        found.update(opened.read(length))
     return found.hexdigest()

@@ -8,7 +8,7 @@ Names become columns of files, paths of parameters and fields of the command lin
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from gem_jax.errors import UserError
 
@@ -100,7 +100,8 @@ class Schema:
     """All features, histories, labels and domains of a data set.
 
     Raises:
-      SchemaError: a name stands twice, is reserved or ambiguous, a feature names an unknown table, or a size is not positive.
+      SchemaError: a name stands twice, is reserved or ambiguous, a feature has a task's name, an unknown role or an unknown table,
+        or a size is not positive.
     """
 
     tables: tuple[Table, ...]
@@ -114,6 +115,7 @@ class Schema:
 
     def __post_init__(self):
         self._check_names()
+        self._check_roles()
         self._check_sizes()
 
     def _check_names(self) -> None:
@@ -132,7 +134,12 @@ class Schema:
                 raise SchemaError(
                     f"{what} '{name}' has the name of a column that readers keep for themselves; rename it"
                 )
+        tasks = {t.name for t in self.tasks}
         for feature in features:
+            if feature.name in tasks:  # most likely the label itself, which a model must not see
+                raise SchemaError(
+                    f"feature '{feature.name}' has the name of a task; rename it, or remove it if it is the label"
+                )
             if feature.name in sequences:
                 raise SchemaError(f"feature '{feature.name}' has the name of a sequence; rename one of them")
             if feature.name == "user" and not (isinstance(feature, Categorical) and feature.max_ids == 1):
@@ -145,6 +152,16 @@ class Schema:
             if any(a.name == "age_s" for a in sequence.attributes):
                 raise SchemaError(
                     f"attribute 'age_s' of sequence '{sequence.name}' has the name of its events' age; rename it"
+                )
+
+    def _check_roles(self) -> None:
+        attributes = (a for s in self.sequences for a in s.attributes)
+        described: tuple[Categorical | Dense | Vector, ...]
+        described = (*self.categoricals, *self.dense, *self.vectors, *attributes)
+        for feature in described:
+            if feature.role not in get_args(Role):
+                raise SchemaError(
+                    f"feature '{feature.name}' has the role '{feature.role}'; roles are {', '.join(get_args(Role))}"
                 )
 
     def _check_sizes(self) -> None:

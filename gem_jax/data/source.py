@@ -18,6 +18,10 @@ class DataError(UserError):
     """The user's data is wrong; the message is one sentence naming the file, row or field and what to change."""
 
 
+class DataWarning(UserWarning):
+    """Something about the user's data that stops no run, but that the user should know."""
+
+
 def numbered(part: str, rows: np.ndarray) -> np.ndarray:
     """Ids of examples that have none of their own: place of the part in `PARTS` times 2^60, plus the row in the part, int64 [n]."""
     return (np.int64(PARTS.index(part)) << np.int64(60)) + rows.astype(np.int64)

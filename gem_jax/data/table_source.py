@@ -1,18 +1,18 @@
 """A table in memory as examples to score, by the columns of `gem_jax.data.parquet`."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from gem_jax.data.checks import check_rows
+from gem_jax.data.checks import Rows, check_rows
 from gem_jax.data.columns import MemorySource
-from gem_jax.data.parquet_columns import check_columns, decode
+from gem_jax.data.parquet.columns import check_columns, columns_found
+from gem_jax.data.parquet.decode import decode
 from gem_jax.data.schema import Schema
 from gem_jax.data.source import DataError, numbered
 
-NAME = pathlib.Path("the table")
+NAME = "the table"
 """What messages call it."""
 
 
@@ -31,7 +31,7 @@ def table_source(table: Any, schema: Schema) -> MemorySource:
             f"examples cannot be a '{type(table).__name__}'; give a path, or a table of pyarrow, Polars or pandas (2.2 or newer)"
         )
     rows = pa.RecordBatchReader.from_stream(table).read_all()
-    check_columns(rows.schema, schema, NAME, for_training=False)
+    check_columns(columns_found(rows.schema, schema), schema, NAME, for_training=False)
     check_rows(NAME, rows.num_rows)
     row_ids = numbered("train", np.arange(rows.num_rows))
-    return MemorySource(schema=schema, examples=decode(rows.combine_chunks(), schema, NAME, 0, row_ids))
+    return MemorySource(schema=schema, examples=decode(rows, schema, Rows.first(NAME, rows.num_rows), row_ids))

@@ -86,6 +86,11 @@ def embedded_shapes(batch: Batch, schema: Schema, dim: int) -> Embedded:
     )
 
 
+COMPILER_SHARE = 0.57
+"""What XLA's buffers of a step hold beyond the activations, as a share of them: it fits the one peak that was measured, 19.1 GiB of
+`configs/gem_base.py` in bfloat16 on an H100 and on an H200 (jax 0.11.2), where all else is 13.6 GiB, 9.67 of them activations. It
+is an estimate: models with other shapes needed from 0.7 to 2 times their activations in all, by the compiler's own count."""
+
 REMADE = frozenset(
     "add sub mul div max min neg abs sign floor ceil round select_n clamp and or not xor eq ne lt le gt ge add_any square rem "
     "integer_pow pow is_finite exp exp2 log log1p expm1 tanh logistic rsqrt sqrt sin cos erf convert_element_type broadcast_in_dim "
@@ -97,9 +102,8 @@ REMADE = frozenset(
 def saved_activations(config: Config, schema: Schema, batch: Batch) -> int:
     """Bytes that the forward pass of one device keeps for the backward pass, as traced.
 
-    Results of products, reductions, gathers and kernels count. It is an estimate, made without compiling: XLA's temporaries were
-    between 0.7 and 2 times as large where both are known: of configs/bench/gem_base.py all kinds together are 13.6 GiB, one H100's
-    peak was 19.1 (jax 0.11.2).
+    Results of products, reductions, gathers and kernels count, made without compiling; what XLA needs beside them is
+    `COMPILER_SHARE`.
     """
     graph, dense = nnx.split(
         nnx.eval_shape(lambda: config.model.build(schema, policy=config.precision, rngs=nnx.Rngs(0)))

@@ -16,7 +16,7 @@ from gem_jax.embedding.stores.device import DeviceStore
 from gem_jax.embedding.stores.store import RowStore
 from gem_jax.models.outputs import table_width
 from gem_jax.parallel.mesh import make_mesh, num_mesh_devices
-from gem_jax.run.memory import Memory, device_batch, device_memory, saved_activations
+from gem_jax.run.memory import COMPILER_SHARE, Memory, device_batch, device_memory, saved_activations
 from gem_jax.training.buckets import Buckets
 from gem_jax.training.optimizer import table_optimizer
 
@@ -66,9 +66,11 @@ class RunPlan:
         num_parameters = _buckets(config, schema).num_parameters
         batch = device_batch(config, schema)
         limit = device_memory(config.tables.memory_gib, devices)
+        activations = saved_activations(config, schema, batch)
         transient = {
             "gathered parameters": num_parameters * config.precision.compute_dtype.itemsize,
-            "activations": saved_activations(config, schema, batch),
+            "activations": activations,
+            "compiler's temporaries": int(COMPILER_SHARE * activations),
             "batch": 2 * sum(x.nbytes for x in jax.tree.leaves(batch)),  # one at work, one on its way
         }
         tables = plan_tables(

@@ -21,7 +21,8 @@ def open_examples(data: Any, schema: Schema, run_dir: pathlib.Path, events: Mapp
     `gem_jax.data.parquet`.
 
     Args:
-      data: a Parquet file or a folder of them, a table in memory (pyarrow, Polars, pandas 2.2 or newer), or a source.
+      data: a Parquet file or a folder of them, also by a URL that fsspec knows; a table in memory (pyarrow, Polars, pandas 2.2 or
+        newer); or a source.
       schema: the run's.
       run_dir: the run's folder.
       events: source of events -> a path or a table of what has happened since the log was prepared.
@@ -42,7 +43,7 @@ def open_examples(data: Any, schema: Schema, run_dir: pathlib.Path, events: Mapp
             f"events are for runs on prepared logs, and {run_dir} has no {PREPARATION}/; give histories as columns instead"
         )
     elif isinstance(data, str | os.PathLike):
-        source = ParquetSource(_files(pathlib.Path(data).expanduser()), schema, for_training=False)
+        source = ParquetSource((os.path.expanduser(data),), schema, for_training=False)
     else:
         source = table_source(data, schema)
     _check_schema(source.schema, schema)
@@ -56,17 +57,6 @@ def _raw_rows(folder: pathlib.Path, data: Any, events: Mapping[str, Any] | None)
     from gem_jax.prepare import Preparation  # most runs have none
 
     return Preparation.load(folder).source(data, events=dict(events or {}))
-
-
-def _files(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    if path.is_file():
-        return (path,)
-    if not path.is_dir():
-        raise DataError(f"{path} does not exist; give a Parquet file, or a folder of them")
-    files = tuple(sorted(path.glob("*.parquet")))
-    if not files:
-        raise DataError(f"{path} holds no Parquet files; give a file, or a folder of them")
-    return files
 
 
 def _check_schema(found: Schema, wanted: Schema) -> None:

@@ -72,6 +72,8 @@ MAY = {
     "optimizer.learning_rate": 0.3,
     "optimizer.group_rates": {"heads": 0.1},
     "data.path": "moved.parquet",
+    "data.on_bad_row": "skip",
+    "data.max_bad_rows": 5,
 }
 MAY_NOT = {
     "data.seed": 1,

@@ -45,9 +45,11 @@ def random_examples(n: int, seed: int = 0, max_events: int = 40) -> Examples:
     def history(attributes: dict[str, int]) -> Histories:
         lengths = rng.integers(0, max_events + 1, n).astype(np.int32)
         total = int(lengths.sum())
+        age_s = rng.integers(0, 10**6, total).astype(np.int32)
+        oldest_first = np.lexsort((-age_s, np.repeat(np.arange(n), lengths)))
         return Histories(
             ids={name: ids(rows, total) for name, rows in attributes.items()},
-            age_s=rng.integers(0, 10**6, total).astype(np.int32),
+            age_s=age_s[oldest_first],
             lengths=lengths,
         )
 

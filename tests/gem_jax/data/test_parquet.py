@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gem_jax.data import parquet
 from gem_jax.data.batch import Examples
 from gem_jax.data.columns import MemorySource, take_examples
 from gem_jax.data.loader import Loader
 from gem_jax.data.packing import BatchConfig
 from gem_jax.data.parquet import ParquetConfig, ParquetSource, write_parquet
+from gem_jax.data.parquet import source as parquet
 from gem_jax.data.source import DataError
 from tests.gem_jax.data.random_examples import SCHEMA, TAUGHT, assert_same_examples, random_examples
 
@@ -128,7 +128,7 @@ def test_shuffled_epochs_decode_each_row_group_once(tmp_path, monkeypatch):
     source = ParquetSource((_write(tmp_path / "a.parquet", random_examples(300)),), TAUGHT)
     decoded = []
     decode = parquet.decode
-    monkeypatch.setattr(parquet, "decode", lambda *args: decoded.append(args[3]) or decode(*args))
+    monkeypatch.setattr(parquet, "decode", lambda *args: decoded.append(int(args[2].numbers[0])) or decode(*args))
     loader = Loader(source, BatchConfig(examples=8), seed=0, num_epochs=1)
     users = np.concatenate([c.user[c.weight > 0] for _, c in loader])
     assert sorted(users) == list(range(300))

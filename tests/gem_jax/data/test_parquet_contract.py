@@ -69,14 +69,6 @@ def test_an_unknown_teacher_is_nan_in_every_spelling(tmp_path):
             _column("training.teacher", pa.array([[1.0, 2.0]] * 20 + [[1.0]] + [None] * (NUM - 21))),
             ", row 20: 'training.teacher' has 1 numbers; the schema says dim=2",
         ),
-        (
-            _column("user", pa.array([2**63 + k for k in range(NUM)], pa.uint64())),
-            ", rows 0 to 6: 'user' does not fit int64",
-        ),
-        (
-            _column("price", pa.array([2**24 + 1] * NUM)),
-            ", rows 0 to 6: 'price' does not fit float32",
-        ),
     ],
 )
 def test_a_bad_value_is_named_with_its_row(tmp_path, change, message):
@@ -195,7 +187,9 @@ def test_a_damaged_page_is_named_with_its_row_group(tmp_path):
     path = _write(tmp_path / "a.parquet")
     source = ParquetSource((path,), TAUGHT)
     _damage(path)
-    with pytest.raises(DataError, match="a.parquet, row group 0 cannot be read: .*; write the file again") as error:
+    with pytest.raises(
+        DataError, match="a.parquet, row group 0, column 'ad' cannot be read: .*; write the file again"
+    ) as error:
         source.read(np.arange(3))
     assert "\n" not in str(error.value)
 
@@ -207,5 +201,5 @@ def test_files_that_change_while_they_are_read_are_named(tmp_path):
     with pytest.raises(DataError, match="a.parquet changed while it was being read"):
         source.read(np.array([NUM - 1]))
     path.unlink()
-    with pytest.raises(DataError, match="a.parquet cannot be read as a Parquet file"):
+    with pytest.raises(DataError, match="a.parquet cannot be read: .*; see that it is there"):
         source.read(np.array([0]))

@@ -96,6 +96,26 @@ def test_contradictions_are_named(changes, message):
     assert isinstance(error.value, UserError) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["feature", "dense", "vector"])
+def test_a_feature_has_no_tasks_name(kind):
+    with pytest.raises(
+        SchemaError, match="feature 'click' has the name of a task; rename it, or remove it if it is the"
+    ):
+        SCHEMA.replace(**NAMED[kind]("click"))
+    SCHEMA.replace(**NAMED["sequence"]("click"))  # what was clicked before is no label
+    SCHEMA.replace(**NAMED["training"]("click"))  # a teacher's opinion of the task
+
+
+@pytest.mark.parametrize("kind", ["feature", "dense", "vector", "sequence"])
+def test_an_unknown_role_is_named(kind):
+    changes = NAMED[kind]("other")
+    (features,) = changes.values()
+    feature = features[-1].attributes[0] if kind == "sequence" else features[-1]
+    object.__setattr__(feature, "role", "advert")  # the tests' type checks would refuse it as an argument
+    with pytest.raises(SchemaError, match="' has the role 'advert'; roles are user, context, ad, goal, format"):
+        SCHEMA.replace(**changes)
+
+
 def test_schemas_are_values():
     assert SCHEMA.replace() == SCHEMA and isinstance(SCHEMA, Schema)
     assert SCHEMA.replace(training=(TrainingColumn(name="a"),)) != SCHEMA

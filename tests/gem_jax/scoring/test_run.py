@@ -204,7 +204,7 @@ def test_data_that_cannot_be_scored(run, unlabelled, tmp_path):
     for few, where in ((table.drop_columns(["ad", "views.age_s"]), "the table"), (None, str(tmp_path / "few.parquet"))):
         if few is None:
             pq.write_table(table.drop_columns(["ad", "views.age_s"]), where)
-        with pytest.raises(DataError, match=f"{where} lacks what the model reads: ad, views.age_s; add these columns"):
+        with pytest.raises(DataError, match=f"{where} lacks what the model reads: ad, views.age_s; add it"):
             run.predict(where if few is None else few)
     with pytest.raises(DataError, match="the table holds no rows"):
         run.predict(table.slice(0, 0))
@@ -242,3 +242,10 @@ def test_what_would_end_the_process_is_refused(trained, monkeypatch):
     config = override(trained.program.config, ["precision.compute=bfloat16"])
     with pytest.raises(UserError, match="precision.compute=bfloat16 would crash XLA on a CPU"):
         scoring_program(config, SCHEMA, None)
+
+
+def test_a_misspelt_column_is_recognised(run, unlabelled):
+    table = pq.read_table(unlabelled)
+    names = ["Ad" if name == "ad" else name for name in table.column_names]
+    with pytest.raises(DataError, match="lacks what the model reads: ad; add it; is 'Ad' 'ad'\\?$"):
+        run.predict(table.rename_columns(names))
