@@ -16,7 +16,8 @@ from gem_jax.checkpoint.checkpoints import Checkpoints, snapshot
 from gem_jax.checkpoint.errors import CheckpointError
 from gem_jax.config import override
 from gem_jax.data.columns import MemorySource, empty_examples
-from gem_jax.data.source import DataError
+from gem_jax.data.parquet import ParquetSource
+from gem_jax.data.source import DataError, DataWarning
 from gem_jax.errors import UserError
 from gem_jax.evaluation.evaluate import scored_batches
 from gem_jax.scoring.run import Run, load_run
@@ -95,6 +96,20 @@ def test_on_several_devices_the_order_is_the_same(trained, run, unlabelled):
     """Packing deals examples to devices by the length of their histories."""
     several = load_run(trained.run_dir, devices=jax.devices()[:4], say=pytest.fail)
     np.testing.assert_allclose(several.predict(unlabelled), run.predict(unlabelled), rtol=1e-5)
+
+
+def test_bad_rows_that_a_reader_skips_keep_their_places(run, unlabelled, tmp_path):
+    table = pq.read_table(unlabelled)
+    ads = table["ad"].to_pylist()
+    ads[70] = 50  # outside the table
+    pq.write_table(table.set_column(table.column_names.index("ad"), "ad", pa.array(ads)), tmp_path / "bad.parquet")
+    source = ParquetSource((tmp_path / "bad.parquet",), SCHEMA, for_training=False, max_bad_rows=1)
+    with pytest.warns(DataWarning, match="1 of 150 rows are bad and count nowhere"):
+        found = run.predict(source)
+    assert np.flatnonzero(np.isnan(found).any(axis=1)).tolist() == [70]
+    np.testing.assert_allclose(np.delete(found, 70, axis=0), np.delete(run.predict(unlabelled), 70, axis=0), rtol=1e-6)
+    with pytest.raises(DataError, match="row 70: 'ad' is 50, outside table 'ad'"):
+        run.predict(tmp_path / "bad.parquet")
 
 
 def test_rows_that_a_reader_left_out_have_no_prediction(run):
