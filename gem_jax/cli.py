@@ -18,7 +18,6 @@ A command declares its options as a frozen dataclass with a docstring under each
 import dataclasses
 import difflib
 import functools
-import os
 import sys
 import typing
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from typing import Any
 import tyro
 
 from gem_jax.config import TYRO, Config, ConfigError, load, parse_value
-from gem_jax.errors import UserError
+from gem_jax.errors import exit_code
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,15 +76,10 @@ def run(command: Command, arguments: list[str], body: Callable[[Request], int]) 
     traceback. Any other exception is a bug, and keeps its own.
     """
     try:
-        return body(read(command, arguments))
+        return exit_code(lambda: body(read(command, arguments)))
     except KeyboardInterrupt:
         print("interrupted: stopped at once; what the last checkpoint does not hold is lost", file=sys.stderr)
         return 130
-    except UserError as error:
-        if os.environ.get("GEM_TRACEBACK") == "1":
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
 
 
 def read(command: Command, arguments: list[str]) -> Request:

@@ -27,7 +27,7 @@ from rich.console import Console
 from gem_jax.checkpoint.resume import Change
 from gem_jax.checkpoint.run_folder import new_run_folder, newest_run_folder
 from gem_jax.cli import Command, Request, run
-from gem_jax.config import Config, ConfigError, to_dict
+from gem_jax.config import Config, to_dict
 from gem_jax.data.loader import Loader
 from gem_jax.data.source import Source
 from gem_jax.embedding.planner import table_of
@@ -45,6 +45,7 @@ from gem_jax.report.console import print_table
 from gem_jax.report.log import RunLogger
 from gem_jax.report.page import write_report
 from gem_jax.report.window import Window
+from gem_jax.run.checks import check_platform
 from gem_jax.run.memory import device_batch, embedded_shapes
 from gem_jax.run.plan import RunPlan
 from gem_jax.run.program import Program
@@ -107,7 +108,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
     """
     started = time.perf_counter()
     options, console = options or Options(), console or Console()
-    _check_platform(config)
+    check_platform(config)
 
     # --- Data: examples by index, shuffled and packed into batches of static shape --------------------------------------------
     splits = config.data.build()
@@ -253,18 +254,6 @@ def _show(plan: RunPlan, console: Console) -> None:
 
 def _passed(every: int | None, before: int, now: int) -> bool:
     return every is not None and before // every < now // every
-
-
-def _check_platform(config: Config) -> None:
-    """XLA's fused matmuls (YNNPACK) of bfloat16 end the process on a CPU, without a word: seen with jax 0.11.2."""
-    unfused = "--xla_cpu_experimental_ynn_fusion_type="
-    if config.precision.compute != "bfloat16" or jax.default_backend() != "cpu":
-        return
-    if unfused not in os.environ.get("XLA_FLAGS", "").split():
-        raise ConfigError(
-            "precision.compute=bfloat16 would crash XLA on a CPU; leave it float32, or set XLA_FLAGS to "
-            f"'{unfused}' before Python starts, which turns off the fused matmuls that crash"
-        )
 
 
 def _say(console: Console, message: str) -> None:

@@ -67,15 +67,15 @@ ROOMS = (
     ("models",),
     ("training", "evaluation"),
     ("report", "checkpoint"),
-    ("bench",),
     ("config",),
     ("cli", "run"),
-    ("train", "scale"),
-    ("compare",),
+    ("train", "scale", "scoring"),
+    ("compare", "predict"),
+    ("bench",),
 )
 """From the bottom up. A room imports from those below it and from itself; rooms of one line do not know each other."""
 
-LEAVES = ("gem_jax.checkpoint.config",)
+LEAVES = ("gem_jax.checkpoint.config", "gem_jax.bench.data")
 """Modules of a room above that a room below may import: plain dataclasses of a config."""
 
 

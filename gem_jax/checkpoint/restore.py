@@ -1,4 +1,4 @@
-"""A state from a checkpoint: the newest one that is whole, on any mesh; or a new run's start from another run's parameters."""
+"""A state from a checkpoint: the newest one that is whole, on any mesh; what it knows alone, to score; or a new run's start."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gem_jax.checkpoint.arrays import Program, is_value, matches
 from gem_jax.checkpoint.checkpoints import Checkpoints
@@ -108,6 +109,46 @@ def init_from(
     return Restored(state=program.from_logical(arrays), manifest=manifest, report=Report.of(fitted))
 
 
+def restore_values[P: Program](
+    checkpoints: Checkpoints, program_of: Callable[[Manifest], P], say: Say = print, *, step: int | None = None
+) -> tuple[P, Restored]:
+    """What the newest whole checkpoint knows, for who only scores: parameters and table rows, and zeros for the rest of the state.
+
+    Nothing of an optimizer is read, and the program may have another one than the run. Called by all processes.
+
+    Args:
+      checkpoints: of the run; its folder is only read.
+      program_of: makes the program of the run that a manifest describes; called for each checkpoint that is tried.
+      say: takes a line for the user.
+      step: of the checkpoint to take, which must then be whole.
+
+    Returns:
+      The program of the checkpoint that was taken, and its state.
+
+    Raises:
+      CheckpointError: no checkpoint is whole, or it does not fit the program.
+    """
+    programs: list[P] = []
+
+    def choose(manifest: Manifest) -> Fit:
+        programs.append(program_of(manifest))
+        wanted = {n: s for n, s in programs[-1].logical_specs().items() if is_value(n)}
+        fitted = fit({n: a for n, a in manifest.arrays.items() if is_value(n)}, wanted)
+        check_strictly(fitted, schema_changed=False)
+        return fitted
+
+    steps = None if step is None else [step]
+    manifest, fitted, read = _newest(checkpoints, choose, say, set_aside=False, steps=steps)
+    program = programs[-1]
+    rest = {n: s for n, s in program.logical_specs().items() if not is_value(n)}
+    zeros = jax.jit(
+        lambda: {n: jnp.zeros(s.shape, s.dtype) for n, s in rest.items()},
+        out_shardings={n: s.sharding for n, s in rest.items()},
+    )
+    state = program.from_logical(zeros() | apply(fitted.takes, read, {}))
+    return program, Restored(state=state, manifest=manifest, report=Report.of(fitted))
+
+
 def newest_manifest(checkpoints: Checkpoints, say: Say = print) -> Manifest:
     """The newest manifest that is whole: what the run was, for who has neither its config file nor its data.
 
@@ -123,10 +164,15 @@ def newest_manifest(checkpoints: Checkpoints, say: Say = print) -> Manifest:
 
 
 def _newest(
-    checkpoints: Checkpoints, choose: Callable[[Manifest], Fit], say: Say, *, set_aside: bool
+    checkpoints: Checkpoints,
+    choose: Callable[[Manifest], Fit],
+    say: Say,
+    *,
+    set_aside: bool,
+    steps: list[int] | None = None,
 ) -> tuple[Manifest, Fit, dict[str, jax.Array]]:
-    """The newest checkpoint that can be read and verified, and its arrays; each damaged one is named."""
-    candidates = checkpoints.candidates()
+    """The newest checkpoint, of all or of some steps, that can be read and verified, and its arrays; each damaged one is named."""
+    candidates = checkpoints.candidates() if steps is None else steps
     for step in reversed(candidates):
         manifest, why = _together(functools.partial(checkpoints.manifest, step))
         if manifest is not None:
@@ -177,7 +223,9 @@ def _together[T](action: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def _none(checkpoints: Checkpoints) -> CheckpointError:
-    return CheckpointError(f"there is no whole checkpoint in {checkpoints.folder}; start a new run without --resume")
+    return CheckpointError(
+        f"there is no whole checkpoint in {checkpoints.folder}; name another run's, or start a new run without --resume"
+    )
 
 
 def _seed(manifest: Manifest) -> int:

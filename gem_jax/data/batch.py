@@ -124,6 +124,7 @@ class HostColumns:
       time_s: int64 [B], -1 unknown and in empty slots.
       true_probability: float32 [B, N], NaN unknown and in empty slots.
       num_examples: filled slots.
+      slots: int64 [num_examples], the filled slots, in the order that their examples have in the stream.
       truncated: source -> events dropped because a history was longer than its max_len.
       position: examples of the stream consumed up to and including this batch.
       imbalance: attention cost of the device that has most, over the devices' mean; 1 where there is none.
@@ -137,6 +138,7 @@ class HostColumns:
     time_s: np.ndarray
     true_probability: np.ndarray
     num_examples: int
+    slots: np.ndarray
     truncated: dict[str, int]
     position: int
     imbalance: float

@@ -116,6 +116,7 @@ def pack(
         time_s=column(examples.time_s, -1),
         true_probability=column(examples.true_probability, np.nan),
         num_examples=taken,
+        slots=slot,
         truncated=truncated,
         position=position + taken,
         imbalance=_imbalance(np.bincount(device, attention_cost(kept, taken), minlength=num_devices)),

@@ -23,8 +23,8 @@ from gem_jax.run.program import Program
 from gem_jax.training.progress import Progress
 from gem_jax.training.state import TrainState
 
-CHECKPOINTS = "checkpoints"
-"""Folder of a run's folder."""
+CHECKPOINTS, BEST, PREPARATION = "checkpoints", "best", "preparation"
+"""Folders of a run's folder."""
 
 type Say = Callable[[str], None]
 

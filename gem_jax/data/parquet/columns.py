@@ -129,9 +129,17 @@ def check_columns(found: list[Column], schema: Schema, file: str, for_training: 
     names = [name for name, _ in found]
     required = {name for name, _ in (*_needed(schema), *(_taught(schema) if for_training else ()))}
     known = {**dict(_needed(schema)), **dict(_taught(schema)), **dict(_optional(schema))}
+
+    def slip_of(name: str) -> str | None:
+        return next((other for other in names if other not in known and is_slip(other, name)), None)
+
+    missing = [name for name in known if name in required and name not in names]
+    if missing and not for_training:  # the schema is the trained model's: nothing can be taken out of it
+        slips = [f"is {slip!r} '{name}'?" for name in missing if (slip := slip_of(name))]
+        raise DataError(f"{file} lacks what the model reads: {', '.join(missing)}; {'; '.join(['add it', *slips])}")
     for name in known:
         if name not in names:
-            slip = next((other for other in names if other not in known and is_slip(other, name)), None)
+            slip = slip_of(name)
             if name in required:
                 hint = f"rename {slip!r}" if slip else "add it"
                 raise DataError(f"{file} has no column '{name}'; {hint}, or take it out of the schema")

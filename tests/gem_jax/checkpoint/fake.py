@@ -29,6 +29,7 @@ class FakeProgram:
     dense: tuple[str, ...] = ("age", "price", "hour")
     tasks: tuple[str, ...] = ("click", "buy")
     width: int = 4
+    optimizer: bool = True
     positional: dict[str, str] = dataclasses.field(default_factory=dict)
     cut: P = P(("replica", "shard"))
     inits: list[int] = dataclasses.field(default_factory=list)
@@ -46,8 +47,9 @@ class FakeProgram:
         specs = {}
         for table, rows in self.tables.items():
             specs[f"tables/{table}/weight"] = spec((rows, self.width), cut=self.cut, grows=True)
-            specs[f"tables/{table}/accumulator"] = spec((rows,), cut=self.cut, grows=True)
-        for leaf in ("value", "mu", "nu"):
+            if self.optimizer:
+                specs[f"tables/{table}/accumulator"] = spec((rows,), cut=self.cut, grows=True)
+        for leaf in ("value", "mu", "nu") if self.optimizer else ("value",):
             specs[f"dense/bottom/kernel/{leaf}"] = spec((len(self.dense), self.width), self.dense, None)
             specs[f"dense/layers/0/{leaf}"] = spec((128, 4 * self.width), cut=P("shard"))
             if "dense" not in self.positional:

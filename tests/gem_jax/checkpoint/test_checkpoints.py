@@ -24,9 +24,7 @@ def test_the_newest_are_kept(tmp_path, keep, left):
 def test_no_folder_is_no_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none")
     assert checkpoints.steps() == checkpoints.candidates() == []
-    with pytest.raises(
-        CheckpointError, match="there is no whole checkpoint in .*none; start a new run without --resume"
-    ):
+    with pytest.raises(CheckpointError, match="there is no whole checkpoint in .*none; name another run's, or start"):
         restore(checkpoints, PROGRAM, pytest.fail)
     checkpoints.close()
     assert not (tmp_path / "none").exists()

@@ -237,9 +237,7 @@ def test_none_left_is_one_sentence_and_the_steps_can_be_saved_again(whole, tmp_p
     for step in (OLD, NEW):
         shutil.rmtree(run / str(step) / "arrays")
     checkpoints, said = Checkpoints(run), []
-    with pytest.raises(
-        CheckpointError, match="there is no whole checkpoint in .*run; start a new run without --resume"
-    ):
+    with pytest.raises(CheckpointError, match="there is no whole checkpoint in .*run; name another run's, or start"):
         restore(checkpoints, PROGRAM, said.append)
     assert ["going back" in line for line in said] == [True, False]
     assert {p.name for p in run.iterdir()} == {f"damaged-{OLD}", f"damaged-{NEW}"}

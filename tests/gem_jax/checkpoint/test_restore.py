@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from gem_jax.checkpoint.checkpoints import Checkpoints
 from gem_jax.checkpoint.errors import CheckpointError
 from gem_jax.checkpoint.fit import check_positions
-from gem_jax.checkpoint.restore import init_from, newest_manifest, restore
+from gem_jax.checkpoint.restore import init_from, newest_manifest, restore, restore_values
 from gem_jax.parallel.mesh import make_mesh
 from tests.gem_jax.checkpoint.fake import FakeProgram, assert_same, saved
 
@@ -220,3 +221,32 @@ def test_attributes_are_members_of_their_sequences():
         CheckpointError, match=r"attributes .* from \(clicks.ad, clicks.place\) to \(clicks.place, clicks.ad\)"
     ):
         check_positions({"attributes": "events/w"}, schema("ad", "place"), schema("place", "ad"))
+
+
+def test_what_a_run_knows_without_its_optimizer(tmp_path):
+    """For who scores: the program has no optimizer, or another one, and nothing of the old one is read."""
+    trained = FakeProgram(mesh=make_mesh(2, 4))
+    checkpoints = saved(tmp_path, trained, 3, 7)
+    shutil.rmtree(tmp_path / "7" / "manifest")
+    scoring = FakeProgram(optimizer=False)
+    said, asked = [], []
+
+    def program_of(manifest):
+        asked.append(manifest.step)
+        return scoring
+
+    program, restored = restore_values(checkpoints, program_of, said.append)
+    assert program is scoring and restored.manifest.step == 3 and asked == [3] and len(said) == 1
+    expected = trained.numbers(3)
+    for name, x in restored.state.items():
+        if name in ("step", "key", "optimizer/count"):
+            assert not np.asarray(x).any(), name
+        else:
+            assert np.asarray(x).tobytes() == expected[name].tobytes(), name
+    assert not any(name.endswith(("/mu", "/accumulator")) for name in restored.state)
+    assert scoring.inits == []
+    with pytest.raises(CheckpointError, match="there is no whole checkpoint in"):
+        restore_values(checkpoints, program_of, said.append, step=7)
+    fewer = FakeProgram(optimizer=False, tables={"ad": 64})
+    with pytest.raises(CheckpointError, match="tables/user/weight.* is in the checkpoint and not in the model"):
+        restore_values(checkpoints, lambda manifest: fewer, said.append)

@@ -77,6 +77,7 @@ def test_every_example_taken_stands_complete_in_one_slot(n, num_slots, num_devic
     users = columns.user.reshape(num_devices, num_slots)
     taken = columns.num_examples
     assert sorted(users[users >= 0]) == list(range(taken))
+    np.testing.assert_array_equal(columns.user[columns.slots], np.arange(taken))  # in the order of the stream
     assert columns.position == 100 + taken
     assert taken >= min(n, num_devices)
     for device in range(num_devices):

@@ -279,6 +279,8 @@ def test_empty_examples_are_as_the_empty_slots_of_a_batch():
         for field in dataclasses.fields(found):
             if field.name in ("num_examples", "position"):  # the stream's places are used up
                 assert getattr(found, field.name) == 2
+            elif field.name == "slots":  # they come out again, in their order
+                np.testing.assert_array_equal(found.slots, [0, 1])
             elif field.name == "sequences":
                 for name in tokens:
                     for part in ("age_s", "offsets", "lengths"):

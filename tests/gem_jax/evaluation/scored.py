@@ -22,6 +22,7 @@ def host_columns(labels: np.ndarray, **columns) -> HostColumns:
         example_id=np.arange(size),
         time_s=np.full(size, -1),
         num_examples=size,
+        slots=np.arange(size),
         truncated={},
         position=size,
         imbalance=1.0,
