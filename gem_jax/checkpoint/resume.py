@@ -13,6 +13,8 @@ MAY_CHANGE = {
     "runs_dir": "where it is kept",
     "train.epochs": "how long it goes on; the learning rate follows the new length",
     "train.eval_*": "when and on how much it is evaluated",
+    "train.keep_best": "what the best evaluation is; by another measure it is sought anew",
+    "train.patience": "when it stops before its end",
     "checkpoint.*": "when it is saved",
     "mesh.*": "where it runs: a checkpoint knows no mesh",
     "tables.*": "where rows lie, and how they travel; which slots a row has is the optimizer's",
@@ -27,6 +29,8 @@ MAY_CHANGE = {
     "optimizer.warmup": "the learning rate's course",
     "optimizer.final": "the learning rate's course",
     "data.path": "where the data are; that they are the same is seen by their identity",
+    "data.on_bad_row": "what is done with a row that cannot be used; positions count it all the same",
+    "data.max_bad_rows": "how many such rows there may be",
     "data.columns.*": "the schema's members are found by their names",
 }
 """Pattern of a config field -> why a run may go on with another value. What is not named here may not change."""

@@ -39,6 +39,7 @@ class Metric:
       decimals: digits after the point, for the unit "number".
       logged: whether it is a scalar of the log.
       optional: its column is hidden where no task has a value.
+      better: which of two values of a model is the better one; None where that cannot be said, as of a calibration.
     """
 
     function: Callable[[Any], Value]
@@ -48,6 +49,7 @@ class Metric:
     decimals: int = 4
     logged: bool = True
     optional: bool = False
+    better: Literal["lower", "higher"] | None = None
 
     @property
     def definition(self) -> str:
@@ -137,7 +139,7 @@ def base_rate(sums: Sums) -> float | None:
     return sums.positive / sums.weight if sums.num_examples > 0 else None
 
 
-@metric("NE", streaming=True)
+@metric("NE", streaming=True, better="lower")
 def ne(sums: Sums) -> float | None:
     """Normalised entropy (He et al. 2014): weighted mean log loss divided by the entropy of the base rate of the evaluated examples
     (for a domain: of its own). 1 is no better than always predicting the base rate; lower is better."""
@@ -158,13 +160,13 @@ def bayes_ne(scores: Scores) -> float | None:
     return float(np.average(loss, weights=scores.weight)) / _entropy(scores.sums.positive / scores.sums.weight)
 
 
-@metric("closed", optional=True, unit="share")
+@metric("closed", optional=True, unit="share", better="higher")
 def closed(scores: Scores) -> float | None:
     """The share of the distance from NE 1 to the Bayes NE that the model has covered."""
     return share_closed(ne(scores.sums), bayes_ne(scores))
 
 
-@metric("AUC")
+@metric("AUC", better="higher")
 def auc(scores: Scores) -> float | None:
     """The chance that a positive example outscores a negative one, weighted, ties counting one half."""
     if not scores.sums.both_classes:
@@ -173,7 +175,7 @@ def auc(scores: Scores) -> float | None:
     return float(grouped_auc(scores.logits, scores.labels, scores.weight, everyone)[0][0])
 
 
-@metric("gAUC")
+@metric("gAUC", better="higher")
 def gauc(scores: Scores) -> float | None:
     """The AUC within each user who has both positive and negative examples, averaged over those users in proportion to their
     impressions (total example weight): the definition of DIN and FuxiCTR. Examples of unknown users take no part; with fewer than
@@ -192,7 +194,7 @@ def calibration(sums: Sums) -> float | None:
     return sums.predicted / sums.positive if sums.num_positives > 0 else None
 
 
-@metric("log loss", streaming=True)
+@metric("log loss", streaming=True, better="lower")
 def logloss(sums: Sums) -> float | None:
     """The weighted mean of the negative natural logarithm of the probability given to what happened."""
     return sums.loss / sums.weight if sums.num_examples > 0 else None

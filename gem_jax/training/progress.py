@@ -1,10 +1,37 @@
 """How far a run is, and how it is told to stop."""
 
 import dataclasses
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""What asks a run to save and stop: Ctrl-C, `kill` and schedulers, a lost terminal, a scheduler's warning before its time limit."""
+
+REPEAT_S = 2.0
+"""Signals within this time after the first belong to it: a terminal and a scheduler may both send one, and one to a whole group
+of processes arrives twice."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best evaluation of a run so far.
+
+    Attributes:
+      metric: the scalar that says so, e.g. valid/ne/click.
+      value: of that scalar.
+      examples: trained on by then.
+      step: taken by then.
+    """
+
+    metric: str
+    value: float
+    examples: int
+    step: int
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -18,6 +45,8 @@ class Progress:
       truncated: source -> events dropped because a history was longer than its max_len, of this process.
       seconds: of training, start-up left out.
       timed_examples: trained on in those seconds.
+      best: the best evaluation; None before the first, or where none is sought.
+      stale_evaluations: evaluations since then, which were no better.
     """
 
     step: int = 0
@@ -26,6 +55,14 @@ class Progress:
     truncated: dict[str, int] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     timed_examples: int = 0
+    best: Best | None = None
+    stale_evaluations: int = 0
+
+    @classmethod
+    def of(cls, counts: dict[str, Any]) -> "Progress":
+        """The inverse of `dataclasses.asdict`."""
+        best = counts.get("best")
+        return cls(**counts | {"best": None if best is None else Best(**best)})
 
     def advance(self, num_examples: int, position: int, truncated: dict[str, int]) -> None:
         """Counts a step."""
@@ -44,17 +81,25 @@ class Progress:
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C or SIGTERM only sets a flag, so that the loop can save; a second Ctrl-C stops at once."""
-    caught: list[int] = []
+    """Within it, the first signal of `STOPPING` only sets a flag, so that the loop can save; one more than `REPEAT_S` later stops
+    at once (KeyboardInterrupt). A signal that is ignored stays so: under nohup, a run outlives its terminal."""
+    first: list[float] = []
 
     def handler(signum, frame):
-        if caught:
+        now = time.monotonic()
+        if not first:
+            first.append(now)
+        elif now - first[0] < REPEAT_S:
+            os.write(sys.stderr.fileno(), b"saving ...\n")  # print may not be called again within itself
+        else:
             signal.default_int_handler(signum, frame)
-        caught.append(signum)
 
-    previous = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.getsignal(s) for s in STOPPING}
+    caught = {s: old for s, old in previous.items() if old is not signal.SIG_IGN}
+    for s in caught:
+        signal.signal(s, handler)
     try:
-        yield lambda: bool(caught)
+        yield lambda: bool(first)
     finally:
-        for s, old in previous.items():
+        for s, old in caught.items():
             signal.signal(s, old)
