@@ -199,7 +199,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
             except (UserError, OSError):
                 if jax.process_count() == 1:  # a save needs all processes, and the others know nothing of this
                     save(time.perf_counter())
-                    saves.close()
+                    saves.close(progress)
                     say_saved()
                 raise
             log.evaluation(progress.step, progress.examples, part, result)
@@ -240,7 +240,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
                 turn = next(turns, None)
             save(clock)
             batches.close()
-            saves.close()
+            saves.close(progress)
             if processes.any_process(lockstep.has_failed()):
                 say_saved()
             lockstep.check()

@@ -102,7 +102,7 @@ class Checkpoints:
                 self._remove(self.path(old))
 
     def remove_all_but(self, step: int | None) -> None:
-        """Removes every other whole checkpoint, before the first save. Called by all processes."""
+        """Removes every other whole checkpoint, while none is being written. Called by all processes."""
         if is_first():
             for other in self.steps():
                 if other != step:

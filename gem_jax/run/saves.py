@@ -53,7 +53,7 @@ class Saves:
         self.run_dir = run_dir
         self._program, self._loader, self._identity, self._say = program, loader, identity, say
         self._checkpoints = Checkpoints(run_dir / CHECKPOINTS, program.config.checkpoint.keep)
-        self._best = Checkpoints(run_dir / BEST, keep=1)
+        self._best = Checkpoints(run_dir / BEST, keep=2)
         self._cadence = Cadence(program.config.checkpoint, time.monotonic(), 0)
 
     def resume(self) -> tuple[TrainState, Progress, tuple[Change, ...]]:
@@ -133,12 +133,14 @@ class Saves:
         self._cadence.saved(time.monotonic(), progress.examples)
 
     def save_best(self, state: TrainState, progress: Progress) -> None:
-        """Saves the best state so far, in the place of the one before, and the run; otherwise as `save`.
+        """Saves the best state so far, waits for it, and saves the run, whose checkpoint names it; otherwise as `save`.
 
-        The checkpoint before goes only when the run's own checkpoints name the new one: a run that dies has one or the other.
+        The best before stays beside it until the next, or `close`: a run that dies meanwhile finds the one that its own newest
+        checkpoint names.
         """
-        self._checkpoints.wait()
+        self._checkpoints.wait()  # the one that names the best before
         self._best.save(*self._snapshot(state, progress))
+        self._best.wait()
         self.save(state, progress)
 
     def take_best(self, state: TrainState, progress: Progress) -> TrainState:
@@ -153,14 +155,16 @@ class Saves:
             array.delete()
         return restore(self._best, self._program, self._say, set_aside=False).state
 
-    def close(self) -> None:
-        """Waits until everything is written.
+    def close(self, progress: Progress) -> None:
+        """Waits until everything is written; of the best checkpoints one is left.
 
         Raises:
           UserError: the last save failed at the file system.
         """
         self._checkpoints.close()
         self._best.close()
+        if progress.best is not None:
+            self._best.remove_all_but(progress.best.step)
 
     def _snapshot(self, state: TrainState, progress: Progress) -> tuple[dict[str, jax.Array], Manifest]:
         position = {
