@@ -239,9 +239,13 @@ def test_control_c_saves_and_says_how_to_resume(config_file):
     while len(read_metrics(run_dir / "metrics.jsonl")) < 2:  # it is stepping
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    for _ in range(
+        2
+    ):  # a terminal sends one to the whole group, and so may who started it: the second is no wish to lose all
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
+    assert process.returncode == 130 and err in ("", "saving ...\n")  # the first may be at work when the second comes
     again = f"python -m gem_jax.train {config_file} --resume"
     assert "Interrupted and saved after" in out and again in out
     checkpoints = [int(p.name) for p in (run_dir / "checkpoints").iterdir()]
