@@ -207,6 +207,12 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
                 window.flush()
                 saves.save_best(state, progress)
 
+        def is_evaluation_due(before: int) -> bool:
+            if progress.examples >= total:  # the test is to come; the last state may still be the best
+                return criterion is not None
+            every = config.train.eval_every
+            return every is not None and before // every < progress.examples // every
+
         with log:
             clock = time.perf_counter()
             if turn is None:
@@ -232,8 +238,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
                 else:
                     progress.timed_examples += turn.num_examples
                 window.add(progress.step, progress.examples, outputs, turn.batch, turn.host)
-                is_last = progress.examples >= total  # the test is to come: only the best is still sought
-                if criterion is not None if is_last else _passed(config.train.eval_every, before, progress.examples):
+                if is_evaluation_due(before):
                     clock = progress.count_seconds(clock)
                     evaluate_on_the_way()
                     clock = time.perf_counter()
@@ -241,9 +246,10 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
             save(clock)
             batches.close()
             saves.close(progress)
-            if processes.any_process(lockstep.has_failed()):
-                say_saved()
-            lockstep.check()
+            if not is_over():  # what was read ahead of the end may fail
+                if processes.any_process(lockstep.has_failed()):
+                    say_saved()
+                lockstep.check()
             window.check_counted()
 
             # --- Evaluation and report ----------------------------------------------------------------------------------------
@@ -301,10 +307,6 @@ def _show(plan: RunPlan, console: Console) -> None:
         if plan.mesh.size > 1:
             console.print(table_of(plan.tables))
         _say(console, plan.memory.line())
-
-
-def _passed(every: int | None, before: int, now: int) -> bool:
-    return every is not None and before // every < now // every
 
 
 def _say(console: Console, message: str) -> None:

@@ -1,15 +1,14 @@
 """How far a run is, and how it is told to stop."""
 
+import contextlib
 import dataclasses
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What asks a run to save and stop: Ctrl-C, `kill` and schedulers, a lost terminal, a scheduler's warning before its time limit."""
 
 REPEAT_S = 2.0
@@ -79,23 +78,33 @@ class Progress:
         return now
 
 
-@contextmanager
+@contextlib.contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
     """Within it, the first signal of `STOPPING` only sets a flag, so that the loop can save; one more than `REPEAT_S` later stops
-    at once (KeyboardInterrupt). A signal that is ignored stays so: under nohup, a run outlives its terminal."""
+    at once (KeyboardInterrupt). An ignored SIGHUP stays so: under nohup, a run outlives its terminal."""
     first: list[float] = []
+    terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
 
     def handler(signum, frame):
+        for fd in terminals:
+            if not os.isatty(fd):  # it was closed: what is still said would raise before all is saved
+                os.dup2(nowhere, fd)
         now = time.monotonic()
         if not first:
             first.append(now)
         elif now - first[0] < REPEAT_S:
-            os.write(sys.stderr.fileno(), b"saving ...\n")  # print may not be called again within itself
+            with contextlib.suppress(OSError):
+                os.write(2, b"saving ...\n")  # print may not be called again within itself
         else:
             signal.default_int_handler(signum, frame)
 
     previous = {s: signal.getsignal(s) for s in STOPPING}
-    caught = {s: old for s, old in previous.items() if old is not signal.SIG_IGN}
+    if previous[signal.SIGHUP] is signal.SIG_IGN:
+        del previous[signal.SIGHUP]
+    caught = {
+        s: old for s, old in previous.items() if old is not None
+    }  # None: another's, which Python cannot give back
     for s in caught:
         signal.signal(s, handler)
     try:
@@ -103,3 +112,4 @@ def interruption() -> Iterator[Callable[[], bool]]:
     finally:
         for s, old in caught.items():
             signal.signal(s, old)
+        os.close(nowhere)

@@ -144,7 +144,9 @@ def test_a_metric_cannot_take_anothers_name_and_needs_a_definition():
         with pytest.raises(UserError, match=message):
             metric("x")(function)
     assert METRICS["ne"] is builtin and "unexplained" not in METRICS
-    assert metric("NE", streaming=True)(builtin.function) is builtin.function, "a module may be loaded again"
+    assert metric("NE", streaming=True, better="lower")(builtin.function) is builtin.function, (
+        "a module may be loaded again"
+    )
     assert METRICS["ne"] == builtin
 
 

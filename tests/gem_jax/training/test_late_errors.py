@@ -136,6 +136,8 @@ def test_only_an_implausible_input_is_named():
 def test_what_stops_a_run_lets_it_save(name, monkeypatch, capfd):
     number = getattr(signal, name)
     before = signal.getsignal(number)
+    if before is signal.SIG_IGN:
+        pytest.skip("the tests themselves run under nohup")
     now = [50.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     with interruption() as interrupted:
