@@ -30,6 +30,7 @@ from gem_jax.errors import UserError
 from gem_jax.models.outputs import ModelConfig
 from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.precision.policy import Policy
+from gem_jax.training.config import TrainConfig
 from gem_jax.training.objective import MultiTaskConfig, ObjectiveConfig
 from gem_jax.training.optimizer import OptimizerConfig
 
@@ -44,30 +45,6 @@ _LONGEST_NAME = 200
 
 class ConfigError(UserError):
     """The user's configuration is wrong; the message is one sentence naming the field and what to change."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long a run trains, in which order, and when it is evaluated."""
-
-    epochs: int | float = 1.0
-    """Passes over the training examples; a fraction is allowed."""
-    eval_every: int | None = None
-    """Evaluate each time this many more examples were trained on; None evaluates only at the end."""
-    eval_examples: int | None = None
-    """Evaluate on at most this many examples; None takes the whole split."""
-    seed: int = 0
-    """Seeds parameters, dropout and the order of examples."""
-    shuffle: bool = True
-    """Shuffle the training examples; off keeps the stream's order in time."""
-
-    def __post_init__(self):
-        for name in ("epochs", "eval_every", "eval_examples"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"train.{name}={value} must be positive")
-        if not 0 <= self.seed < 2**32:  # JAX would take its last 32 bits, which are another seed's
-            raise ConfigError(f"train.seed={self.seed} must lie in [0, 2^32)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,8 +282,8 @@ def _called(function: Callable[[], Any], file: str) -> Any:
     """What a part of the user's file returns; whatever it raises is the user's to correct."""
     try:
         return function()
-    except ConfigError:
-        raise
+    except UserError as error:  # says itself what to change
+        raise ConfigError(str(error)) from error
     except Exception as error:  # the file is the user's own program and may raise anything
         raise ConfigError(f"config file '{file}' fails with {type(error).__name__}: {error}; correct it") from error
 

@@ -33,8 +33,8 @@ from gem_jax.data.source import Source
 from gem_jax.embedding.planner import table_of
 from gem_jax.errors import UserError
 from gem_jax.evaluation.errors import DivergedError
-from gem_jax.evaluation.evaluate import evaluate
-from gem_jax.evaluation.metrics import scalars
+from gem_jax.evaluation.evaluate import check_counts, evaluate
+from gem_jax.evaluation.metrics import Measures, scalars
 from gem_jax.files import write_json
 from gem_jax.models.outputs import table_width
 from gem_jax.parallel import processes, xla_flags
@@ -43,9 +43,10 @@ from gem_jax.parallel.mesh import local_devices
 from gem_jax.parallel.sharding import place_batch
 from gem_jax.report.console import print_table
 from gem_jax.report.log import RunLogger
-from gem_jax.report.page import write_report
+from gem_jax.report.page import render_inline, write_report
 from gem_jax.report.window import Window
-from gem_jax.run.checks import check_platform
+from gem_jax.run.best import Criterion
+from gem_jax.run.checks import check_parts, check_platform, explained, total_examples
 from gem_jax.run.memory import device_batch, embedded_shapes
 from gem_jax.run.plan import RunPlan
 from gem_jax.run.program import Program
@@ -79,7 +80,7 @@ class Result:
       run_dir: its folder.
       summary: the contents of its summary.json.
       program: its functions.
-      state: what it learned.
+      state: what it learned; with train.keep_best what it had learned at its best.
       interrupted: whether it was stopped before its end.
     """
 
@@ -92,6 +93,10 @@ class Result:
     def __repr__(self) -> str:
         measures = {task: {"ne": m["ne"], "auc": m["auc"]} for task, m in self.summary["eval"].items()}
         return f"Result(run_dir={str(self.run_dir)!r}, examples={self.summary['examples']:,}, eval={measures})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the learning curves and the table of results."""
+        return render_inline(self.run_dir, self.summary)
 
 
 def train(config: Config, options: Options | None = None, *, console: Console | None = None) -> Result:
@@ -112,7 +117,9 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
 
     # --- Data: examples by index, shuffled and packed into batches of static shape --------------------------------------------
     splits = config.data.build()
-    total = max(round(config.train.epochs * len(splits.train)), 1)
+    check_parts(splits, config.batch.examples)
+    total = total_examples(config, splits.train)
+    criterion = Criterion.of(config.train, splits)
 
     # --- Plan and program: where everything lies, and the jitted steps; nothing is allocated yet -------------------------------
     plan = RunPlan.of(config, splits.schema)
@@ -141,21 +148,21 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
             state = saves.take(state, options.init_from, options.init_only)
     resume_step = progress.step if options.resume else None
 
-    def evaluation(source: Source) -> dict[str, Any]:
-        return evaluate(program, program.in_step(state), source, config.batch, config.train.eval_examples)
+    def is_over() -> bool:
+        return progress.examples >= total or (criterion is not None and criterion.is_exhausted(progress))
 
     # --- The loop: one step a batch; what a step returns is looked at while the next one runs ----------------------------------
     with interruption() as interrupted:
         batches = iter(loader)
-        turns = iter(
-            Lockstep(
-                ((place_batch(batch, plan.mesh), host) for batch, host in batches),
-                lambda: (place_batch(loader.empty_batch()[0], plan.mesh), loader.empty_batch()[1]),
-                flags=(interrupted, lambda: saves.is_due(progress)),
-            )
+        lockstep = Lockstep(
+            ((place_batch(batch, plan.mesh), host) for batch, host in batches),
+            lambda: (place_batch(loader.empty_batch()[0], plan.mesh), loader.empty_batch()[1]),
+            flags=(lambda: interrupted() or lockstep.has_failed(), lambda: saves.is_due(progress)),
         )
+        turns = iter(lockstep)
         # Data that cannot be read shows here, before anything is written. A finished run that is resumed has nothing left.
-        turn = next(turns, None) if progress.examples < total else None
+        turn = None if is_over() else next(turns, None)
+        lockstep.check()
         saves.begin(progress, changes)
         _show(plan, console)
         log = RunLogger(
@@ -171,9 +178,49 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
             saves.save(state, progress)
             return now
 
+        def say_saved() -> None:
+            after = f"Saved after {progress.examples:,} examples"
+            _say(console, f"{after}: --resume goes on with the same data, --init-from {run_dir} begins anew from there")
+
+        def evaluation(part: str, source: Source) -> dict[str, Measures]:
+            limit = config.train.eval_examples
+            try:
+                result = evaluate(program, program.in_step(state), source, config.batch, limit)
+            except DivergedError as error:
+                raise explained(error, source, limit) from error
+            check_counts(result, part)
+            return result
+
+        def evaluate_on_the_way() -> None:
+            """Shows how good the model is by now, and keeps it if it is the best so far."""
+            part, source = ("eval", splits.test) if splits.valid is None else ("valid", splits.valid)
+            try:
+                result = evaluation("test" if part == "eval" else part, source)
+            except (UserError, OSError):
+                if jax.process_count() == 1:  # a save needs all processes, and the others know nothing of this
+                    save(time.perf_counter())
+                    saves.close(progress)
+                    say_saved()
+                raise
+            log.evaluation(progress.step, progress.examples, part, result)
+            if criterion is not None and criterion.is_best(result, progress):
+                window.flush()
+                saves.save_best(state, progress)
+
+        def is_evaluation_due(before: int) -> bool:
+            if progress.examples >= total:  # the test is to come; the last state may still be the best
+                return criterion is not None
+            every = config.train.eval_every
+            return every is not None and before // every < progress.examples // every
+
         with log:
             clock = time.perf_counter()
-            while turn is not None and progress.examples < total:
+            if turn is None:
+                reason = "raise train.epochs" if progress.examples >= total else "raise train.patience"
+                log.print(f"already trained on {progress.examples:,} of {total:,} examples; {reason} to go on")
+                if criterion is not None and progress.best is None:  # asked for only now
+                    evaluate_on_the_way()
+            while turn is not None and not is_over():
                 stopped, is_due = turn.flags
                 if stopped:
                     break
@@ -190,23 +237,31 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
                     time_to_first_step_s = clock - started
                 else:
                     progress.timed_examples += turn.num_examples
-                window.add(progress.step, progress.examples, outputs, turn.host)
-                if _passed(config.train.eval_every, before, progress.examples) and progress.examples < total:
-                    pause = time.perf_counter()
-                    part, source = ("valid", splits.valid) if splits.valid is not None else ("eval", splits.test)
-                    log.evaluation(progress.step, progress.examples, part, evaluation(source))
-                    clock += time.perf_counter() - pause
+                window.add(progress.step, progress.examples, outputs, turn.batch, turn.host)
+                if is_evaluation_due(before):
+                    clock = progress.count_seconds(clock)
+                    evaluate_on_the_way()
+                    clock = time.perf_counter()
                 turn = next(turns, None)
             save(clock)
             batches.close()
-            saves.close()
+            saves.close(progress)
+            if not is_over():  # what was read ahead of the end may fail
+                if processes.any_process(lockstep.has_failed()):
+                    say_saved()
+                lockstep.check()
+            window.check_counted()
 
             # --- Evaluation and report ----------------------------------------------------------------------------------------
             stopped = processes.any_process(stopped or interrupted())
-            result = {}
+            result: dict[str, Measures] = {}
             if not stopped:
-                result = evaluation(splits.test)
-                log.log(progress.step, progress.examples, scalars("eval", result))
+                if criterion is not None:
+                    log.print(criterion.line(progress))
+                    state = saves.take_best(state, progress)
+                result = evaluation("test", splits.test)
+                tested = progress.best or progress
+                log.log(tested.step, tested.examples, scalars("eval", result))
 
     summary = {
         "config": to_dict(config),
@@ -221,6 +276,8 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
         "truncated_events": progress.truncated,
         "eval": result,
     }
+    if criterion is not None:
+        summary |= criterion.summary(progress)
     if processes.is_first():
         if not stopped:
             write_json(run_dir / "summary.json", summary)
@@ -250,10 +307,6 @@ def _show(plan: RunPlan, console: Console) -> None:
         if plan.mesh.size > 1:
             console.print(table_of(plan.tables))
         _say(console, plan.memory.line())
-
-
-def _passed(every: int | None, before: int, now: int) -> bool:
-    return every is not None and before // every < now // every
 
 
 def _say(console: Console, message: str) -> None:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +14,8 @@ from gem_jax.config import ConfigError
 from gem_jax.errors import UserError
 from gem_jax.scale import __main__ as scale
 
-DEBUG = str(pathlib.Path(__file__).parents[1] / "configs" / "gem_debug.py")
+ROOT = pathlib.Path(__file__).parents[1]
+DEBUG = str(ROOT / "configs" / "gem_debug.py")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,52 @@ def test_help_of_every_command(module, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "--train.eval_every" in out and "Peak learning rate of the dense" in out and "(default: 5)" in out
     assert "--model.cross_layer" in out and "--runs_dir" in out
+
+
+COMMANDS = [
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for p in sorted((ROOT / "gem_jax").rglob("*.py"))
+    if 'if __name__ == "__main__":' in p.read_text() or p.name == "__main__.py"
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_as_a_user_asks_for_it(command):
+    done = subprocess.run([sys.executable, "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and command in done.stdout
+
+
+def test_every_field_is_taken_as_help_prints_it(capsys):
+    with pytest.raises(SystemExit):
+        train.main([DEBUG, "--help"])
+    printed = set(re.findall(r"--([a-z_]+\.[a-z_.]+) ", capsys.readouterr().out))
+    assert {"train.epochs", "optimizer.learning_rate", "train.keep_best"} <= printed
+    for field in printed:
+        try:
+            read(COMMAND, [DEBUG, f"--{field}=1"])
+        except ConfigError as error:
+            assert "unknown" not in str(error), error
+
+
+HEAVY = ("grain", "orbax", "tensorboardX", "pyarrow", "polars", "pandas", "fsspec")
+"""What takes a tenth of a second or more to import, and is of use only where data are read or a run is written."""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gem_jax.train",
+        "import gem_jax.compare",
+        f"from gem_jax.cli import read; from gem_jax.train import COMMAND; read(COMMAND, [{DEBUG!r}, '--help'])",
+    ],
+    ids=["train", "compare", "help"],
+)
+def test_start_up_imports_nothing_heavy(code):
+    """Guarded by what is imported: times depend on the machine."""
+    ending = f"import sys; print('heavy:', *[m for m in {HEAVY!r} if m in sys.modules])"
+    script = f"try:\n    {code}\nexcept SystemExit: pass\n{ending}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "heavy:", (done.stdout[-300:], done.stderr)
 
 
 OWN = """

@@ -5,11 +5,13 @@ import json
 import pathlib
 import subprocess
 import sys
+import typing
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gem_jax import train
 from gem_jax.config import Config, ConfigError, TrainConfig, from_dict, load, override, to_dict, variants
 from gem_jax.config import _module_of as module_of
 from gem_jax.data.parquet import ParquetConfig
@@ -193,6 +195,40 @@ values = st.fixed_dictionaries(
         shard=maybe,
     )
 )
+
+
+def float_fields(node, hint, path="") -> list[str]:
+    """Every field of the tree that takes a float, dotted; of a dict of floats an entry."""
+    if dataclasses.is_dataclass(node):
+        hints = typing.get_type_hints(type(node))
+        return [
+            name
+            for f in dataclasses.fields(node)
+            for name in float_fields(getattr(node, f.name), hints[f.name], f"{path}.{f.name}" if path else f.name)
+        ]
+    if typing.get_origin(hint) is dict:
+        return [f"{path}.click"] if typing.get_args(hint)[1] is float else []
+    return [path] if hint is float or float in typing.get_args(hint) else []
+
+
+FLOATS = float_fields(load(DEBUG), Config)
+
+
+def test_the_float_fields_are_found():
+    assert {"train.epochs", "optimizer.learning_rate", "optimizer.group_rates.click", "model.dropout"} <= set(FLOATS)
+    assert len(FLOATS) > 12
+
+
+@pytest.mark.parametrize("field", FLOATS)
+def test_no_float_may_be_nan_or_infinite(field, tmp_path, monkeypatch, capsys):
+    """On the command line, of any field: one sentence, and no run folder."""
+    monkeypatch.delenv("GEM_TRACEBACK", raising=False)
+    for value in ("nan", "inf", "-inf"):
+        assert train.main([str(DEBUG), f"{field}={value}", f"runs_dir={tmp_path / 'runs'}"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+        assert field.rpartition(".")[2] in err or field in err, err
+    assert not (tmp_path / "runs").exists()
 
 
 @settings(max_examples=60, deadline=None)

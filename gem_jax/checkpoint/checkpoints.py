@@ -101,6 +101,14 @@ class Checkpoints:
             for old in self.steps()[: -self._keep]:
                 self._remove(self.path(old))
 
+    def remove_all_but(self, step: int | None) -> None:
+        """Removes every other whole checkpoint, while none is being written. Called by all processes."""
+        if is_first():
+            for other in self.steps():
+                if other != step:
+                    self._remove(self.path(other))
+        any_process(False)  # nobody looks before it is tidy
+
     def close(self) -> None:
         """Waits for what is being written, and ends the threads that write.
 

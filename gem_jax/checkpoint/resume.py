@@ -13,6 +13,8 @@ MAY_CHANGE = {
     "runs_dir": "where it is kept",
     "train.epochs": "how long it goes on; the learning rate follows the new length",
     "train.eval_*": "when and on how much it is evaluated",
+    "train.keep_best": "what the best evaluation is; by another measure it is sought anew",
+    "train.patience": "when it stops before its end",
     "checkpoint.*": "when it is saved",
     "mesh.*": "where it runs: a checkpoint knows no mesh",
     "tables.*": "where rows lie, and how they travel; which slots a row has is the optimizer's",

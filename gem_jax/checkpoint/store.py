@@ -1,4 +1,5 @@
-"""Arrays to and from a folder, by Orbax: the only file that imports it."""
+"""Arrays to and from a folder, by Orbax: the only file that imports it, and only where something is written or read, since that
+takes a fifth of a second that --help and compare --table have no use for."""
 
 import asyncio
 import concurrent.futures
@@ -11,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from gem_jax.checkpoint.errors import Damage, reason
 
@@ -41,6 +41,9 @@ class Writer:
     """Writes checkpoints in the background, one at a time; a folder has its final name only when it is whole."""
 
     def __init__(self) -> None:
+        import orbax.checkpoint as ocp
+
+        self._args = ocp.args
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
     def start(self, folder: pathlib.Path, arrays: dict[str, jax.Array], manifest: dict[str, Any]) -> None:
@@ -48,8 +51,8 @@ class Writer:
         whole = {
             name: x for name, x in arrays.items() if x.size
         }  # Orbax takes no empty arrays, and there is nothing to keep
-        items = {ARRAYS: ocp.args.PyTreeSave(whole), MANIFEST: ocp.args.JsonSave(manifest)}
-        self._orbax.save(folder.absolute(), args=ocp.args.Composite(**items))
+        items = {ARRAYS: self._args.PyTreeSave(whole), MANIFEST: self._args.JsonSave(manifest)}
+        self._orbax.save(folder.absolute(), args=self._args.Composite(**items))
 
     def wait(self) -> None:
         """Until nothing is being written; raises what a write in the background raised."""
@@ -97,6 +100,8 @@ def read(folder: pathlib.Path, wanted: dict[str, Read]) -> dict[str, jax.Array]:
 
 async def _read_all(folder: pathlib.Path, wanted: dict[str, Read]) -> dict[str, Any]:
     """Each array, or the exception that it met."""
+    import orbax.checkpoint as ocp
+
     context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
     handler = ocp.type_handlers.ArrayHandler()
 

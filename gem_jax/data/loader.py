@@ -8,17 +8,14 @@ alone, so one integer is the whole state: a restored loader delivers byte-identi
 
 import atexit
 import dataclasses
-import sys
 import weakref
 from collections.abc import Generator
 from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
-from grain import experimental
 
 from gem_jax.data.batch import Batch, Examples, HostColumns
-from gem_jax.data.columns import empty_examples, join_examples, slice_examples
+from gem_jax.data.columns import empty_examples
 from gem_jax.data.packing import BatchConfig, pack
 from gem_jax.data.source import DataError, Source
 from gem_jax.errors import UserError
@@ -89,17 +86,17 @@ class Loader:
             raise DataError(
                 f"the data has {len(source)} examples and the shuffle addresses 2^32; set train.shuffle=False"
             )
-        self._packing = _Packing(
+        self._packing = Packing(
             source=source, num_slots=batch.examples, tokens=batch.budgets(source.schema), num_devices=num_devices
         )
         self._order = {"seed": seed, "shard_index": shard_index, "shard_count": shard_count}
         self._start = self._position = 0
 
-        indices = _IndexChunks(source, self._packing.chunk, seed, num_epochs, shard_index, shard_count)
-        chunks = indices.map(source.read)
-        reading = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * read_threads)
-        packed = _PackIterDataset(chunks.to_iter_dataset(reading), self._packing)
-        self._dataset = experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=prefetch)
+        # Grain takes a third of a second to import: whoever only names a loader, as --help does, goes without.
+        from gem_jax.data.stream import packed_stream
+
+        order = Order(source=source, seed=seed, num_epochs=num_epochs, shard_index=shard_index, shard_count=shard_count)
+        self._dataset = packed_stream(order, self._packing, read_threads, prefetch)
 
     def __iter__(self) -> Generator[tuple[Batch, HostColumns]]:
         batches = self._batches()
@@ -145,54 +142,19 @@ class Loader:
         return self._packing.pack(empty_examples(self._packing.source.schema), self._position)
 
 
-class _IndexChunks(grain.MapDataset):
-    """Element k: the source indices of examples `k * chunk .. (k + 1) * chunk` of this host's stream, int64.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """The order of one host's stream: the arguments of `Loader` with these names."""
 
-    Grain's own `range().shuffle().slice().repeat().batch()` does the same one example at a time, at 27 us each; this
-    calls its index shuffle directly, at 4 us.
-    """
-
-    def __init__(
-        self, source: Source, chunk: int, seed: int | None, num_epochs: int | None, shard_index: int, shard_count: int
-    ):
-        super().__init__()
-        self._source = source
-        self._chunk = chunk
-        # Neighbouring seeds must not share epochs: `shuffle` adds the epoch to the seed.
-        self._seed = None if seed is None else int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._first, last = (len(source) * (shard_index + k) // shard_count for k in (0, 1))
-        self._per_epoch = last - self._first
-        self._total = sys.maxsize if num_epochs is None else num_epochs * self._per_epoch
-
-    def __len__(self) -> int:
-        return -(-self._total // self._chunk)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        position = index * self._chunk
-        stop = min(position + self._chunk, self._total)
-        parts = []
-        while position < stop:
-            epoch, offset = divmod(position, self._per_epoch)
-            count = min(stop - position, self._per_epoch - offset)
-            parts.append(self._epoch_order(range(self._first + offset, self._first + offset + count), epoch))
-            position += count
-        return np.concatenate(parts)
-
-    def _epoch_order(self, positions: range, epoch: int) -> np.ndarray:
-        if self._seed is None:
-            return np.arange(positions.start, positions.stop)
-        if isinstance(self._source, OrdersItself):
-            return self._source.shuffled_indices(positions, self._seed, epoch)
-        return shuffle(positions, len(self._source), (self._seed + epoch) % 2**32)
-
-
-def shuffle(positions: range, size: int, seed: int) -> np.ndarray:
-    """Images of `positions` under a pseudo-random permutation of `0 .. size` (Grain's index shuffle), int64."""
-    return np.array([experimental.index_shuffle(p, size - 1, seed, _SHUFFLE_ROUNDS) for p in positions], np.int64)
+    source: Source
+    seed: int | None
+    num_epochs: int | None
+    shard_index: int
+    shard_count: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Packing:
+class Packing:
     """`pack` with everything but the examples and their position filled in."""
 
     source: Source
@@ -216,50 +178,8 @@ class _Packing:
         )
 
 
-class _PackIterDataset(grain.IterDataset):
-    """Packs the chunks of its parent into batches."""
+def shuffle(positions: range, size: int, seed: int) -> np.ndarray:
+    """Images of `positions` under a pseudo-random permutation of `0 .. size` (Grain's index shuffle), int64."""
+    from grain import experimental  # see Loader
 
-    def __init__(self, parent: grain.IterDataset, packing: _Packing):
-        super().__init__(parent)
-        self._packing = packing
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _PackIterator(iter(self._parent), self._packing)
-
-
-class _PackIterator(grain.DatasetIterator):
-    """Holds up to two chunks of examples not yet packed; its state is the number of examples delivered."""
-
-    def __init__(self, parent: grain.DatasetIterator, packing: _Packing):
-        super().__init__(parent)
-        self._packing = packing
-        self._position = 0
-        self._waiting: list[Examples] = []  # no part is empty
-
-    def __next__(self) -> tuple[Batch, HostColumns]:
-        while sum(map(len, self._waiting)) < self._packing.chunk:
-            try:
-                self._waiting.append(next(self._parent))
-            except StopIteration:
-                break
-        if not self._waiting:
-            raise StopIteration
-        examples = join_examples(self._waiting)
-        batch, columns = self._packing.pack(examples, self._position)
-        self._waiting = _after(examples, columns.num_examples)
-        self._position = columns.position
-        return batch, columns
-
-    def get_state(self) -> dict[str, Any]:
-        return {"position": self._position}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._position = state["position"]
-        chunks, skip = divmod(self._position, self._packing.chunk)
-        experimental.set_next_index(self._parent, chunks)
-        self._waiting = _after(next(self._parent), skip) if skip else []
-
-
-def _after(examples: Examples, count: int) -> list[Examples]:
-    """What is left of `examples` after the first `count`, if anything."""
-    return [slice_examples(examples, count, len(examples))] if count < len(examples) else []
+    return np.array([experimental.index_shuffle(p, size - 1, seed, _SHUFFLE_ROUNDS) for p in positions], np.int64)

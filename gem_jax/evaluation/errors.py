@@ -8,7 +8,12 @@ class DivergedError(RuntimeError):
 
     Args:
       what: what is not finite and where, without a full stop.
+      culprit: the input that explains it, e.g. "dense column 'price' is as large as 1e+38 in example 7"; None where none does.
     """
 
-    def __init__(self, what: str):
-        super().__init__(f"{what}; {ADVICE}")
+    def __init__(self, what: str, culprit: str | None = None):
+        advice = ADVICE
+        if culprit is not None:
+            advice = f"{culprit}: correct or scale it, or leave the example out; going on would meet it again"
+        super().__init__(f"{what}; {advice}")
+        self.what = what

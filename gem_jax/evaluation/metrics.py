@@ -46,6 +46,7 @@ class Metric:
       logged: whether it is a scalar of the log.
       optional: its column is hidden where no task has a value.
       influence: how much each example moves it, which gives it a standard error (`evaluation.influence`); None gives none.
+      better: which of two values of a model is the better one; None where that cannot be said, as of a calibration.
     """
 
     function: Callable[[Any], Value]
@@ -56,6 +57,7 @@ class Metric:
     logged: bool = True
     optional: bool = False
     influence: Callable[[Scores], Influence] | None = None
+    better: Literal["lower", "higher"] | None = None
 
     @property
     def definition(self) -> str:
@@ -158,7 +160,7 @@ def base_rate(sums: Sums) -> float | None:
     return sums.positive / sums.weight if sums.num_examples > 0 else None
 
 
-@metric("NE", streaming=True, influence=influence.ne)
+@metric("NE", streaming=True, influence=influence.ne, better="lower")
 def ne(sums: Sums) -> float | None:
     """Normalised entropy (He et al. 2014): weighted mean log loss divided by the entropy of the base rate of the evaluated examples
     (for a domain: of its own). 1 is no better than always predicting the base rate; lower is better."""
@@ -179,26 +181,26 @@ def bayes_ne(scores: Scores) -> float | None:
     return _mean(loss, scores) / scores.sums.entropy
 
 
-@metric("regret NE", optional=True, influence=influence.regret_ne)
+@metric("regret NE", optional=True, influence=influence.regret_ne, better="lower")
 def regret_ne(scores: Scores) -> float | None:
     """What the model loses because it does not know the truth: the weighted mean of KL(true || predicted), divided by the entropy
     of the base rate. On average NE less Bayes NE, without the luck of the labels; 0 is perfect. Known for synthetic data only."""
     return _mean(scores.divergence, scores) / scores.sums.entropy if _truth_is_known(scores) else None
 
 
-@metric("closed", optional=True, unit="share")
+@metric("closed", optional=True, unit="share", better="higher")
 def closed(scores: Scores) -> float | None:
     """The share of the distance from NE 1 to the Bayes NE that the model has covered."""
     return share_closed(ne(scores.sums), bayes_ne(scores))
 
 
-@metric("AUC", influence=influence.auc)
+@metric("AUC", influence=influence.auc, better="higher")
 def auc(scores: Scores) -> float | None:
     """The chance that a positive example outscores a negative one, weighted, ties counting one half."""
     return float(scores.ranking.auc[0]) if scores.sums.both_classes else None
 
 
-@metric("gAUC", influence=influence.gauc)
+@metric("gAUC", influence=influence.gauc, better="higher")
 def gauc(scores: Scores) -> float | None:
     """The AUC within each user who has both positive and negative examples, averaged over those users in proportion to their
     impressions (total example weight): the definition of DIN and FuxiCTR. Examples of unknown users take no part; with fewer than
@@ -212,7 +214,7 @@ def calibration(sums: Sums) -> float | None:
     return sums.predicted / sums.positive if sums.num_positives > 0 else None
 
 
-@metric("log loss", streaming=True)
+@metric("log loss", streaming=True, better="lower")
 def logloss(sums: Sums) -> float | None:
     """The weighted mean of the negative natural logarithm of the probability given to what happened."""
     return sums.loss / sums.weight if sums.num_examples > 0 else None

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gem_jax.data.source import DataError
 from gem_jax.parallel import processes
 from gem_jax.parallel.mesh import local_devices
 from gem_jax.parallel.sharding import place_batch
@@ -47,6 +48,9 @@ class Turn:
 class Lockstep:
     """Iterates over `Turn`s until no process has a batch left.
 
+    A process whose batches end with an exception ends as if it had none left, so that all processes can stop and save together:
+    ask `has_failed` in a flag, and `check` afterwards.
+
     Args:
       batches: of this process, as (batch, host columns).
       empty: makes a batch of empty slots.
@@ -60,16 +64,29 @@ class Lockstep:
         flags: tuple[Callable[[], bool], ...],
     ):
         self._batches, self._empty, self._flags = batches, empty, flags
+        self._error: Exception | None = None
+
+    def has_failed(self) -> bool:
+        """Whether this process could not get its next batch."""
+        return self._error is not None
+
+    def check(self) -> None:
+        """Raises what ended this process's batches, or a DataError where it was another process's. Called by all processes."""
+        failed = processes.any_process(self.has_failed())
+        if self._error is not None:
+            raise self._error
+        if failed:
+            raise DataError("another process could not read its data; it says why")
 
     def __iter__(self) -> Iterator[Turn]:
-        ahead = collections.deque(next(self._batches, None) for _ in range(AHEAD))
+        ahead = collections.deque(self._next() for _ in range(AHEAD))
         first = np.array([self._signals(item) for item in ahead], np.int32)
         told = collections.deque(processes.gather(first).sum(axis=0))
         while True:
             known = np.asarray(told.popleft())  # of a step that has long been taken
             if not known[0]:
                 return
-            ahead.append(next(self._batches, None))
+            ahead.append(self._next())
             batch, host = ahead.popleft() or self._empty()
             signals = self._signals(ahead[-1])
             # Alone, a process need not wait for its own answers.
@@ -87,6 +104,13 @@ class Lockstep:
                 told.append(turn.sums)
             else:
                 told.append(signals)
+
+    def _next(self) -> tuple[Any, Any] | None:
+        try:
+            return None if self.has_failed() else next(self._batches, None)
+        except Exception as error:  # whatever a reader raises
+            self._error = error
+            return None
 
     def _signals(self, item: tuple[Any, Any] | None) -> np.ndarray:
         """int32: whether there is a batch, its examples, and the flags as they are now."""

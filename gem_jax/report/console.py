@@ -1,6 +1,7 @@
 """What a run shows: a progress bar or lines, a line per evaluation, a table of results."""
 
 import datetime
+import html
 import time
 
 import rich.box
@@ -13,7 +14,10 @@ from gem_jax.evaluation.metrics import METRICS, Measures, Metric
 from gem_jax.report.formats import columns, format_measure, format_number, margins, values
 
 PLAIN_INTERVAL_S = 10.0
-"""Seconds between progress lines where no bar can be drawn (a file, a pipe, a notebook)."""
+"""Seconds between progress lines where no bar can be drawn (a file, a pipe)."""
+
+NOTEBOOK_INTERVAL_S = 0.5
+"""Seconds between two looks of a notebook's bar, each of which is a message to the browser."""
 
 SPEED_WINDOW_S = 5.0
 """Examples per second are measured over at least this long."""
@@ -32,7 +36,7 @@ IN_A_LINE = ("ne", "auc")
 
 
 class ProgressDisplay:
-    """How far a run is: a bar on a terminal, elsewhere a line every 10 seconds.
+    """How far a run is: a bar on a terminal and in a notebook, elsewhere a line every 10 seconds.
 
     Args:
       total_examples: examples the run will have trained on at its end.
@@ -44,30 +48,30 @@ class ProgressDisplay:
         self._total = total_examples
         self._speed = _Speed()
         self._next_line_s = 0.0
-        self._bar = _progress_bar(console) if console.is_terminal else None
+        self._bar = _bar(total_examples, console)
 
     def start(self) -> None:
         """Draws the bar."""
         if self._bar is not None:
             self._bar.start()
-            self._bar.add_task("", total=self._total, loss="", ne="", speed="")
 
     def stop(self) -> None:
         """Leaves the bar as it is and the cursor below it."""
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, examples: int, *, loss: float, ne: float | None) -> None:
-        """Shows the examples trained on since the start of the run, with loss and NE of the latest window."""
+    def update(self, examples: int, *, loss: float, task: str, ne: float | None) -> None:
+        """Shows the examples trained on since the start of the run, with loss and a task's NE of the latest window."""
         speed = self._speed.update(examples)
-        loss_text, ne_text, speed_text = f"loss {loss:.4f}", f"NE {format_number(ne)}", f"{speed:,.0f} examples/s"
+        texts = [f"loss {loss:.4f}", f"{task} NE {format_number(ne)}"]
+        texts += [f"{speed:,.0f} examples/s"] if speed else []
+        total = max(self._total, examples)  # the last batch is trained on whole, also where the epochs end within it
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=examples, loss=loss_text, ne=ne_text, speed=speed_text)
-        elif time.monotonic() >= self._next_line_s or examples >= self._total:
+            self._bar.update(examples, total, "  ".join(texts))
+        elif time.monotonic() >= self._next_line_s or examples >= total:
             self._next_line_s = time.monotonic() + PLAIN_INTERVAL_S
-            left = f"{datetime.timedelta(seconds=round((self._total - examples) / speed))} left" if speed else ""
-            share = f"{examples:,} of {self._total:,} examples ({examples / self._total:.0%})"
-            self.print("  ".join((share, loss_text, ne_text, speed_text, left)).rstrip())
+            left = [f"{datetime.timedelta(seconds=round((total - examples) / speed))} left"] if speed else []
+            self.print("  ".join([f"{examples:,} of {total:,} examples ({examples / total:.0%})", *texts, *left]))
 
     def print(self, message: str) -> None:
         """Shows a line as it is, above the bar if there is one."""
@@ -75,28 +79,71 @@ class ProgressDisplay:
 
 
 class _Speed:
-    """Examples per second over the last few seconds, so that compilation and evaluation are soon forgotten."""
+    """Examples per second over the last few seconds, so that compilation and evaluation are soon forgotten; None until measured."""
 
     def __init__(self):
         self._marks: list[tuple[float, int]] = []
 
-    def update(self, examples: int) -> float:
+    def update(self, examples: int) -> float | None:
         now = time.monotonic()
         self._marks.append((now, examples))
         while len(self._marks) > 2 and now - self._marks[1][0] >= SPEED_WINDOW_S:
             self._marks.pop(0)
         then, before = self._marks[0]
-        return (examples - before) / (now - then) if now > then else 0.0
+        return (examples - before) / (now - then) if now > then else None
 
 
-def _progress_bar(console: Console) -> Progress:
-    return Progress(
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        *(TextColumn("{task.fields[" + name + "]}") for name in ("loss", "ne", "speed")),
-        TimeRemainingColumn(compact=True),
-        console=console,
-    )
+class _TerminalBar:
+    """A line that is redrawn."""
+
+    def __init__(self, total: int, console: Console):
+        columns = (
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}", markup=False),
+        )
+        self._progress = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
+        self._task = self._progress.add_task("", total=total)
+
+    def start(self) -> None:
+        self._progress.start()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def update(self, examples: int, total: int, text: str) -> None:
+        self._progress.update(self._task, completed=examples, total=total, description=text)
+
+
+class _NotebookBar:
+    """A bar of HTML below the cell, replaced in place: rich's own needs a package of widgets, and a saved notebook loses it."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def start(self) -> None:
+        from IPython.display import HTML, display  # only a notebook has it
+
+        self._html = HTML
+        self._handle = display(HTML(""), display_id=True)
+
+    def stop(self) -> None:
+        pass
+
+    def update(self, examples: int, total: int, text: str) -> None:
+        if time.monotonic() < self._next_s and examples < total:
+            return
+        self._next_s = time.monotonic() + NOTEBOOK_INTERVAL_S
+        bar = f'<progress value="{examples}" max="{total}"></progress>'
+        self._handle.update(self._html(f"{bar} {examples / total:.0%} {html.escape(text)}"))
+
+
+def _bar(total: int, console: Console) -> _TerminalBar | _NotebookBar | None:
+    if console.quiet:
+        return None
+    if console.is_jupyter:
+        return _NotebookBar()
+    return _TerminalBar(total, console) if console.is_terminal else None
 
 
 def evaluation_line(part: str, examples: int, result: dict[str, Measures]) -> str:

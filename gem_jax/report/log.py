@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from tensorboardX import SummaryWriter
 
 from gem_jax import files
 from gem_jax.evaluation.metrics import Measures, Value, scalars
@@ -30,7 +29,7 @@ class RunLogger:
 
     Example:
       with RunLogger(run_dir, total_examples=100_000) as log:
-          log.progress(examples, loss=0.31, ne=0.92)
+          log.progress(examples, loss=0.31, task="click", ne=0.92)
           log.log(step, examples, {"train/loss": 0.31, "train/ne/click": 0.92})
     """
 
@@ -71,15 +70,16 @@ class RunLogger:
         self.log(step, examples, scalars(part, result))
         self._display.print(evaluation_line(part, examples, result))
 
-    def progress(self, examples: int, *, loss: float, ne: float | None) -> None:
+    def progress(self, examples: int, *, loss: float, task: str, ne: float | None) -> None:
         """Shows how far the run is.
 
         Args:
           examples: examples trained on since the very start of the run.
           loss: of the latest window.
-          ne: of the latest window and the first task; None while undefined.
+          task: the one whose NE is shown.
+          ne: of the latest window and that task; None while undefined.
         """
-        self._display.update(examples, loss=loss, ne=ne)
+        self._display.update(examples, loss=loss, task=task, ne=ne)
 
     def print(self, message: str) -> None:
         """Shows a line, above the bar if there is one."""
@@ -94,6 +94,8 @@ class _Writer:
         kept = [] if resume_step is None else [line for line in read_metrics(path) if line["step"] <= resume_step]
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._jsonl = path.open("a", buffering=1, encoding="utf-8")  # line by line: a killed run loses at most one line
+        from tensorboardX import SummaryWriter  # here, since --help and compare --table need no log
+
         purge = 0 if resume_step is None else resume_step + 1  # TensorBoard hides older events from here on
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge, flush_secs=10)
 

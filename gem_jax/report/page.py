@@ -51,6 +51,9 @@ MARGIN_NOTE = (
     "Half a 95 % interval: what a bootstrap would find that draws the test users anew, or the examples where users are unknown, in "
     "closed form. It does not hold what another seed of the training changes."
 )
+INLINE_HEIGHT = 640
+"""Pixels that a report takes below a notebook's cell; the rest is scrolled to."""
+
 UNOBSERVED_NOTE = "They count neither as positive nor as negative; examples of weight 0 enter no metric."
 CURVES_NOTE = "Training values are means over the examples since the point before; the first may lie above the frame."
 DOMAINS_NOTE = "Dot: the model. Bar: the Bayes NE, where it is known. Dashed line: predicting the domain's base rate."
@@ -98,6 +101,27 @@ def render(run_name: str, summary: dict[str, Any], metrics: list[dict[str, Any]]
         _section("Definitions", "", _definitions()),
         _section("Configuration", "", _config(config)),
     ]
+    return _page(name, sections)
+
+
+def render_inline(run_dir: Path, summary: dict[str, Any]) -> str:
+    """The headline numbers, the learning curves and the table of results, for a notebook: a frame, whose style stays its own.
+
+    Args:
+      run_dir: folder of the run, whose metrics.jsonl has the curves; they are left out if it is gone.
+      summary: contents of its summary.json.
+    """
+    result = summary.get("eval", {})
+    sections = [
+        _tiles(result),
+        _section("Learning curves", CURVES_NOTE, *_learning_curves(summary, read_metrics(run_dir / "metrics.jsonl"))),
+        _section("Results", "Final evaluation, by task and domain.", _results_table(result)),
+    ]
+    page = escape(_page(run_dir.name, sections), quote=True)
+    return f'<iframe srcdoc="{page}" width="100%" height="{INLINE_HEIGHT}" frameborder="0"></iframe>'
+
+
+def _page(name: str, sections: Sequence[str]) -> str:
     return PAGE.format(name=escape(name), style=STYLE, sections="\n".join(s for s in sections if s))
 
 

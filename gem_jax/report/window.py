@@ -3,14 +3,17 @@
 Shape letters: B batch, N tasks.
 """
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gem_jax.data.batch import HostColumns
+from gem_jax.data.batch import Batch, HostColumns
+from gem_jax.data.implausible import implausible
 from gem_jax.data.schema import Schema
+from gem_jax.data.source import DataError
 from gem_jax.errors import UserError
 from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluator import WindowMetrics
@@ -21,6 +24,14 @@ from gem_jax.report.log import RunLogger
 
 LOG_EVERY = 20
 """Steps between two entries of metrics.jsonl."""
+
+
+class _Step(NamedTuple):
+    step: int
+    examples: int
+    outputs: dict[str, Any]
+    batch: Batch  # without ids and events, which are most of it
+    host: HostColumns
 
 
 class Window:
@@ -34,21 +45,24 @@ class Window:
 
     def __init__(self, log: RunLogger, schema: Schema):
         self._log = log
-        self._first_task = schema.tasks[0].name
+        self._schema = schema
         self._metrics = WindowMetrics(schema)
         self._steps: list[dict[str, Any]] = []
         self._imbalance: list[float] = []
-        self._pending: tuple[int, int, dict[str, Any], HostColumns] | None = None
+        self._pending: _Step | None = None
+        self._before: _Step | None = None
+        self._num_windows = self._num_counted = 0
 
-    def add(self, step: int, examples: int, outputs: dict[str, Any], host: HostColumns) -> None:
-        """A step and what it returned; `examples` trained on up to and including it.
+    def add(self, step: int, examples: int, outputs: dict[str, Any], batch: Batch, host: HostColumns) -> None:
+        """A step, what it returned, and its batch on the mesh; `examples` trained on up to and including it.
 
         Raises:
           DivergedError: the loss of the step before is not finite.
         """
-        pending, self._pending = self._pending, (step, examples, outputs, host)
+        numbers = dataclasses.replace(batch, ids={}, sequences={})
+        pending, self._pending = self._pending, _Step(step, examples, outputs, numbers, host)
         if pending is not None:
-            self._take(*pending)
+            self._take(pending)
 
     def flush(self) -> None:
         """Logs what is pending.
@@ -57,18 +71,35 @@ class Window:
           DivergedError: a loss is not finite.
         """
         if self._pending is not None:
-            self._take(*self._pending, last=True)
+            self._take(self._pending, last=True)
             self._pending = None
 
-    def _take(self, step: int, examples: int, outputs: dict[str, Any], host: HostColumns, last: bool = False) -> None:
-        read = jax.device_get({name: value for name, value in outputs.items() if name != "logits"})
+    def check_counted(self) -> None:
+        """Raises DataError where windows were logged and none of their examples counts for any task."""
+        if self._num_windows and not self._num_counted:
+            raise DataError(
+                "no training example so far counts: each has weight 0 or no observed label; correct the weights or the labels"
+            )
+
+    def _take(self, taken: _Step, last: bool = False) -> None:
+        read = jax.device_get({name: value for name, value in taken.outputs.items() if name != "logits"})
         if not math.isfinite(read["loss"]):
-            raise DivergedError(f"the loss is {read['loss']} at step {step}")
+            raise DivergedError(f"the loss is {read['loss']} at step {taken.step}", self._culprit(taken))
+        self._before = taken
         self._steps.append(read)
-        self._imbalance.append(host.imbalance)
-        self._metrics.update(local_rows(outputs["logits"]), host)
-        if step % LOG_EVERY == 0 or last:
-            self._write(step, examples)
+        self._imbalance.append(taken.host.imbalance)
+        self._metrics.update(local_rows(taken.outputs["logits"]), taken.host)
+        if taken.step % LOG_EVERY == 0 or last:
+            self._write(taken.step, taken.examples)
+
+    def _culprit(self, taken: _Step) -> str | None:
+        """The input that explains a broken loss: of the step before, which may have broken the weights, or of its own."""
+        for suspect in (self._before, taken):
+            if suspect is not None:
+                batch = jax.tree.map(local_rows, suspect.batch)
+                if (found := implausible(self._schema, batch, suspect.host.example_id)) is not None:
+                    return found
+        return None
 
     def _write(self, step: int, examples: int) -> None:
         """Logs the window and begins the next."""
@@ -86,7 +117,10 @@ class Window:
                 raise UserError(
                     f"the objective's measure '{name}' has the name of a scalar of every run; name it otherwise"
                 )
-        self._log.progress(examples, loss=values["loss"], ne=result[self._first_task]["ne"])
+        self._num_windows += 1
+        self._num_counted += sum(measures["num_examples"] for measures in result.values())
+        first = self._schema.tasks[0].name
+        self._log.progress(examples, loss=values["loss"], task=first, ne=result[first]["ne"])
         self._log.log(step, examples, ours | {f"train/{name}": value for name, value in measures.items()})
         self._steps, self._imbalance = [], []
         self._metrics.reset()

@@ -151,7 +151,7 @@ def test_a_metric_cannot_take_anothers_name_and_needs_a_definition():
         with pytest.raises(UserError, match=message):
             metric("x")(function)
     assert METRICS["ne"] is builtin and "unexplained" not in METRICS
-    again = metric("NE", streaming=True, influence=builtin.influence)(builtin.function)
+    again = metric("NE", streaming=True, influence=builtin.influence, better="lower")(builtin.function)
     assert again is builtin.function, "a module may be loaded again"
     assert METRICS["ne"] == builtin
 

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from gem_jax.data.source import DataError
 from gem_jax.parallel import lockstep, processes
 
 
@@ -37,6 +38,44 @@ def test_alone_a_flag_is_seen_at_once():
     assert next(turns).flags == (True, False)
 
 
+def failing(sizes, error):
+    """Batches of these sizes, and then an exception."""
+    yield from batches_of(sizes)
+    raise error
+
+
+def test_alone_a_failure_ends_the_batches_and_is_kept():
+    steps = lockstep.Lockstep(
+        failing([5, 3, 4], OSError("gone")), lambda: ("empty", Columns(0)), (lambda: steps.has_failed(),)
+    )
+    turns = iter(steps)
+    seen = [next(turns).flags[0]]
+    steps.check()
+    seen += [turn.flags[0] for turn in turns]
+    assert seen == [False, True, True], (
+        "seen as soon as it is met, two batches ahead; those before it are given all the same"
+    )
+    with pytest.raises(OSError, match="gone"):
+        steps.check()
+
+
+def test_a_failure_of_one_stops_all_at_the_same_turn(monkeypatch):
+    errors = [[], []]
+
+    def attempt(index, steps):
+        try:
+            steps.check()
+        except Exception as error:
+            errors[index].append(error)
+
+    seen = play(
+        monkeypatch, ([1] * 9, [1] * 9), lambda step: (lambda: False,), only=0, fail_after=(None, 4), at_end=attempt
+    )
+    flags = [[turn.flags[0] for turn in turns] for turns in seen]
+    assert flags[0] == flags[1] and flags[0].index(True) == 4, "met while turn 2 was made, and known two turns later"
+    assert isinstance(errors[1][0], OSError) and isinstance(errors[0][0], DataError)
+
+
 class Job:
     """Threads that stand for processes: gathers are barriers, and a step's sums arrive when all have taken it."""
 
@@ -50,15 +89,20 @@ class Job:
         return np.stack([self.shared[key][i] for i in range(self.count)])
 
     def gather(self, values):
-        return self.exchange("first", values)
+        count = self.local.gathers = getattr(self.local, "gathers", 0) + 1
+        return self.exchange(f"gather {count}", values)
 
-    def run(self, index, sizes, flags, seen):
+    def run(self, index, sizes, flags, seen, fail_after=None, at_end=lambda index, steps: None):
         self.local.index = index
-        for number, turn in enumerate(
-            lockstep.Lockstep(batches_of(sizes), lambda: ("empty", Columns(0)), flags(number_of(seen)))
-        ):
+        batches = batches_of(sizes) if fail_after is None else failing(sizes[:fail_after], OSError("gone"))
+        own = flags(number_of(seen))
+        if fail_after is not None:
+            own = (lambda: steps.has_failed(),)
+        steps = lockstep.Lockstep(batches, lambda: ("empty", Columns(0)), own)
+        for number, turn in enumerate(steps):
             seen.append(turn)
             turn.sums = self.exchange(f"step {number}", turn.signals).sum(axis=0)
+        at_end(index, steps)
 
 
 def number_of(seen):
@@ -81,7 +125,7 @@ def test_a_flag_of_one_is_seen_by_all_at_the_same_turn(monkeypatch):
     assert flags[0] == flags[1] == [False] * 5 + [True] * 4  # raised for turn 3, known two turns later
 
 
-def play(monkeypatch, sizes, flags, only: int | None = None):
+def play(monkeypatch, sizes, flags, only: int | None = None, fail_after=None, at_end=lambda index, steps: None):
     """Each process's turns."""
     job = Job(len(sizes))
     monkeypatch.setattr(processes, "gather", job.gather)
@@ -89,7 +133,18 @@ def play(monkeypatch, sizes, flags, only: int | None = None):
     seen = [[] for _ in sizes]
     quiet = lambda step: tuple(lambda: False for _ in flags(step))  # noqa: E731
     threads = [
-        threading.Thread(target=job.run, args=(i, own, flags if only in (None, i) else quiet, seen[i]), daemon=True)
+        threading.Thread(
+            target=job.run,
+            args=(
+                i,
+                own,
+                flags if only in (None, i) else quiet,
+                seen[i],
+                fail_after[i] if fail_after else None,
+                at_end,
+            ),
+            daemon=True,
+        )
         for i, own in enumerate(sizes)
     ]
     for thread in threads:

@@ -26,24 +26,66 @@ def test_plain_progress_is_one_line_an_interval(tmp_path, monkeypatch):
     console = plain_console()
     with RunLogger(tmp_path, total_examples=1000, console=console) as logger:
         for i in range(1, 11):
-            logger.progress(100 * i, loss=0.25, ne=None if i == 1 else 0.9)
+            logger.progress(100 * i, loss=0.25, task="click", ne=None if i == 1 else 0.9)
             now[0] += 3.0
         logger.print("saved [bold]x[/bold]")
     lines = console.file.getvalue().splitlines()
     # at 0 s, then every fourth call (12 s >= 10 s), the last call because the run is over
     assert [line.split(" of")[0] for line in lines[:-1]] == ["100", "500", "900", "1,000"]
-    assert "loss 0.2500  NE -" in lines[0]
-    assert lines[1] == "500 of 1,000 examples (50%)  loss 0.2500  NE 0.9000  33 examples/s  0:00:15 left"
+    assert lines[0] == "100 of 1,000 examples (10%)  loss 0.2500  click NE -", "no speed is known yet"
+    assert lines[1] == "500 of 1,000 examples (50%)  loss 0.2500  click NE 0.9000  33 examples/s  0:00:15 left"
     assert lines[-1] == "saved [bold]x[/bold]"
 
 
 def test_bar_on_a_terminal(tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with RunLogger(tmp_path, total_examples=1000, console=console) as logger:
-        logger.progress(250, loss=0.25, ne=0.9)
+        logger.progress(250, loss=0.25, task="[click]", ne=0.9)
         logger.print("saved a checkpoint")
     shown = console.file.getvalue()
-    assert "25%" in shown and "loss 0.2500" in shown and "NE 0.9000" in shown and "saved a checkpoint" in shown
+    assert "25%" in shown and "loss 0.2500" in shown and "[click] NE 0.9000" in shown and "saved a checkpoint" in shown
+
+
+def test_a_last_batch_beyond_the_end_is_no_more_than_all(tmp_path):
+    """Epochs may end within a batch, which is trained on whole: 608 of 600 examples were 101 %."""
+    console = plain_console()
+    with RunLogger(tmp_path / "lines", total_examples=600, console=console) as logger:
+        logger.progress(608, loss=0.25, task="click", ne=0.9)
+    assert console.file.getvalue().startswith("608 of 608 examples (100%)")
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with RunLogger(tmp_path / "bar", total_examples=600, console=console) as logger:
+        logger.progress(608, loss=0.25, task="click", ne=0.9)
+    assert "100%" in console.file.getvalue() and "101%" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"force_terminal": True}, {"force_jupyter": True}])
+def test_a_quiet_console_shows_nothing_at_all(tmp_path, capfd, options):
+    console = Console(quiet=True, **options)
+    with RunLogger(tmp_path, total_examples=1000, console=console) as logger:
+        logger.progress(250, loss=0.25, task="click", ne=0.9)
+        logger.print("saved")
+    print_table({"click": MEASURES | {"by_domain": {}}}, console)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_live_bar_in_a_notebook(tmp_path, monkeypatch):
+    """Shown once and replaced in place; a script as it is would be run by the browser, so the task's name is escaped."""
+    display = pytest.importorskip("IPython.display")
+    shown = []
+
+    class Handle:
+        def update(self, what):
+            shown.append(what.data)
+
+    monkeypatch.setattr(display, "display", lambda what, display_id: Handle())
+    now = [100.0]
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
+    with RunLogger(tmp_path, total_examples=1000, console=Console(force_jupyter=True)) as logger:
+        for examples in (250, 260, 500, 1000):
+            logger.progress(examples, loss=0.25, task="<i>", ne=0.9)
+            now[0] += 0.3
+    assert [text.partition("> ")[2].split(" loss")[0].strip() for text in shown] == ["25%", "50%", "100%"]
+    assert shown[0].startswith('<progress value="250" max="1000"></progress>') and "&lt;i&gt; NE 0.9000" in shown[0]
 
 
 NUMBERS = "12,345 400 3.21 % 0.8123 0.7500 0.0623 75% 0.7654 - 1.012 0.1235".split()

@@ -95,7 +95,7 @@ def test_an_evaluation_is_scalars_and_a_line(tmp_path):
 
 def test_other_hosts_write_and_show_nothing(capsys):
     with RunLogger(None, total_examples=10) as logger:
-        logger.progress(5, loss=0.1, ne=0.9)
+        logger.progress(5, loss=0.1, task="click", ne=0.9)
         logger.log(1, 5, {"train/loss": 0.1})
         logger.print("hello")
     assert capsys.readouterr().out == ""
