@@ -138,9 +138,10 @@ class DINModel(nnx.Module):
                 for s in schema.sequences
             }
         )
+        self.sources = tuple(s.name for s in schema.sequences)  # in this order; an `nnx.Dict` has its own
         inputs = flattened(self.tokens.names, width)
-        for name, attention in self.attentions.items():
-            inputs += joined((f"sequence/{name}",), attention.names)
+        for name in self.sources:
+            inputs += joined((f"sequence/{name}",), self.attentions[name].names)
         self.head = PlainHead(
             inputs,
             tuple(task.name for task in schema.tasks),
@@ -155,7 +156,7 @@ class DINModel(nnx.Module):
         token_key, head_key = split_key(key, 2)
         parts = [flatten(self.tokens(batch, embedded, token_key))]
         with jax.named_scope("target_attention"):
-            for name, attention in self.attentions.items():
-                parts.append(attention(batch.sequences[name], embedded.events[name], embedded.features))
+            for name in self.sources:
+                parts.append(self.attentions[name](batch.sequences[name], embedded.events[name], embedded.features))
         last = jnp.concatenate(parts, axis=1)
         return Outputs(logits=self.head(last, head_key), representations={"last": last})

@@ -52,7 +52,7 @@ class ESMMModel(nnx.Module):
     used."""
 
     def __init__(self, config: ESMMConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
-        tasks = tuple(task.name for task in schema.tasks)
+        self.tasks = tasks = tuple(task.name for task in schema.tasks)
         make: dict[str, Any] = dict(policy=policy, rngs=rngs)
         self.policy = policy
         self.parents = parents_of(config.parents, tasks)
@@ -69,7 +69,7 @@ class ESMMModel(nnx.Module):
         feature_key, *tower_keys = split_key(key, 1 + len(self.towers))
         x = self.features(batch, embedded, feature_key)
         with jax.named_scope("heads"):
-            logits = [tower(x, k) for tower, k in zip(self.towers.values(), tower_keys, strict=True)]
+            logits = [self.towers[name](x, k) for name, k in zip(self.tasks, tower_keys, strict=True)]
         return Outputs(
             logits=self.policy.to_reduce(jnp.concatenate(logits, axis=1)),
             representations={"last": x},

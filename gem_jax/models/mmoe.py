@@ -97,7 +97,7 @@ class MMoEModel(nnx.Module):
     """logit_n = tower_n(f^n(x)). Domains are not used."""
 
     def __init__(self, config: MMoEConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
-        tasks = tuple(task.name for task in schema.tasks)
+        self.tasks = tasks = tuple(task.name for task in schema.tasks)
         make: dict[str, Any] = dict(policy=policy, rngs=rngs)
         self.policy = policy
         self.features = PooledFeatures(schema, config.embedding_dim, likeness=config.likeness, **make)
@@ -122,8 +122,8 @@ class MMoEModel(nnx.Module):
             mixed = self.mixture(x, expert_key)
         with jax.named_scope("heads"):
             logits = [
-                tower(mixed[name], tower_key)
-                for (name, tower), tower_key in zip(self.towers.items(), tower_keys, strict=True)
+                self.towers[name](mixed[name], tower_key)
+                for name, tower_key in zip(self.tasks, tower_keys, strict=True)
             ]
-        last = jnp.concatenate([mixed[name] for name in self.towers], axis=1)
+        last = jnp.concatenate([mixed[name] for name in self.tasks], axis=1)
         return Outputs(logits=self.policy.to_reduce(jnp.concatenate(logits, axis=1)), representations={"last": last})
