@@ -171,8 +171,11 @@ class HSTUConfig:
 
 
 class HSTUModel(nnx.Module):
-    """Histories merged by time, the candidate as their last row and a target; y = MLP(LN(its last state) * LN(MLP(features))).
+    """Histories merged by time, the candidate as their last row and a target; y = MLP(LN(its last state) * LN(item)).
 
+    The item is an MLP of the features plus the candidate's encoding as an event. The latter is not in the authors' code, where items
+    and events share tables but no map: it puts both in one space from the first step on, as the paper's retrieval model does, and
+    tests/gem_jax/models/test_learning_from_histories.py reaches with it in 100 steps what took 400 without.
     The candidate's row is its encoding as an event plus a linear map of all non-sequence features, those of user and context too,
     for which the authors' code has rows of their own in front of the history. Positions are learned, counted from the candidate
     backwards. Domains are not used.
@@ -219,8 +222,8 @@ class HSTUModel(nnx.Module):
         """Logits; "last": the product that the head reads."""
         head_key, item_key, input_key, *keys = split_key(key, 3 + len(self.blocks))
         features = flatten(self.tokens(batch, embedded))
-        candidate = self.candidate(features) + self.history.candidate(embedded, len(features))
-        x, layout, age = self.history(batch, embedded, candidate)
+        as_event = self.history.candidate(embedded, len(features))
+        x, layout, age = self.history(batch, embedded, self.candidate(features) + as_event)
         place = jnp.maximum(layout.distance_to_end(), 0)
         x = dropout(x + cast_weight(self.places, self.policy)[place], self.dropout_rate, input_key)
         num_targets = jnp.ones(len(features), jnp.int32)
@@ -228,5 +231,5 @@ class HSTUModel(nnx.Module):
             with jax.named_scope(f"layer{i}"):
                 x = remat.checkpointed(block, self.policy)(x, layout, -age, num_targets, block_key)
         newest, _ = recent(x, layout, 1)
-        last = self.norm(newest[:, 0]) * self.item_norm(self.item(features, item_key))
+        last = self.norm(newest[:, 0]) * self.item_norm(self.item(features, item_key) + as_event)
         return Outputs(logits=self.head(last, head_key), representations={"last": last})
