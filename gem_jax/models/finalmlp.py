@@ -13,11 +13,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
-from gem_jax.data.schema import Role, Schema
+from gem_jax.data.schema import Schema
 from gem_jax.embedding.tables import Embedded
 from gem_jax.errors import UserError
 from gem_jax.models.outputs import Outputs
-from gem_jax.nn.candidate import CANDIDATE_ROLES
+from gem_jax.nn.candidate import candidate_features
 from gem_jax.nn.dense import Dense, cast_weight
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.interactions import flatten
@@ -135,11 +135,12 @@ class FinalMLPModel(nnx.Module):
         self.policy = policy
         self.tokens = FeatureTokens(schema, width, **make)
         inputs = flattened(self.tokens.names, width)
+        contexts = (
+            tuple(f.name for f in schema.categoricals if f.role == "user"),
+            tuple(f.name for f in candidate_features(schema)),
+        )
         self.gates = nnx.List(
-            [
-                FeatureGate(_features(schema, roles), inputs, width, hidden=config.gate_hidden, **make)
-                for roles in (("user",), CANDIDATE_ROLES)
-            ]
+            [FeatureGate(features, inputs, width, hidden=config.gate_hidden, **make) for features in contexts]
         )
         options: dict[str, Any] = dict(norm=config.norm, dropout_rate=config.dropout, **make)
         streams = (config.first_hidden, config.second_hidden)
@@ -158,7 +159,3 @@ class FinalMLPModel(nnx.Module):
         with jax.named_scope("heads"):
             logits = self.fusion(*outputs)
         return Outputs(logits=logits, representations={"last": jnp.concatenate(outputs, axis=1)})
-
-
-def _features(schema: Schema, roles: tuple[Role, ...]) -> Names:
-    return tuple(f.name for f in schema.categoricals if f.role in roles)

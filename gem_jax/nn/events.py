@@ -175,8 +175,8 @@ class MergedHistory(nnx.Module):
             layouts.append(layout)
             ages.append(events.age_s)
         if last is not None:  # one more source with an event of age 0; sorting is stable, so it comes last
-            rows, layout = tokens_as_rows(last[:, None])
-            xs.append(rows)
+            x, layout = tokens_as_rows(last[:, None])
+            xs.append(x)
             layouts.append(layout)
             ages.append(jnp.zeros(layout.num_rows, jnp.int32))
         return merge(xs, layouts, ages)

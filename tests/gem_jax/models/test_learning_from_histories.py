@@ -1,7 +1,7 @@
 """Every model of histories learns fast that a candidate's topic is that of its user's newest event, which only a match can tell.
 
-A model that must first discover that the candidate's feature and the event's attribute speak of the same thing is at AUC .5 after as
-many steps: HSTU and SASRec were, with a linear map of its own for the candidate and a head on the last state alone.
+A model that must first discover that the candidate's feature and the event's attribute speak of the same thing is at AUC .5 after
+as many steps: HSTU and SASRec were, with a linear map of its own for the candidate and a head on the last state alone.
 """
 
 import jax
