@@ -174,8 +174,8 @@ class HSTUModel(nnx.Module):
     """Histories merged by time, the candidate as their last row and a target; y = MLP(LN(its last state) * LN(item)).
 
     The item is an MLP of the features plus the candidate's encoding as an event. The latter is not in the authors' code, whose
-    items and events share tables but no map: it puts both in one space from the first step on, as the paper's retrieval model does, and
-    reaches in 100 steps of tests/gem_jax/models/test_learning_from_histories.py what takes 400 without.
+    items and events share tables but no map: it puts both in one space from the first step on, as the paper's retrieval model
+    does, and reaches in 100 steps of tests/gem_jax/models/test_learning_from_histories.py what takes 400 without.
     The candidate's row is its encoding as an event plus a linear map of all non-sequence features, those of user and context too,
     for which the authors' code has rows of their own in front of the history. Positions are learned, counted from the candidate
     backwards. Domains are not used.
