@@ -92,10 +92,10 @@ RULERS = {
     "mmoe": MMoEConfig(num_experts=2, expert_hidden=(16,), tower_hidden=(8,), **WIDTH),
     "sasrec": SASRecConfig(num_layers=1, width=16, head_hidden=(16,), **WIDTH),
 }
-SLOW_RULERS = [name if name == "esmm" else pytest.param(name, marks=pytest.mark.slow) for name in RULERS]
 
 
-@pytest.mark.parametrize("name", SLOW_RULERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULERS)
 def test_baselines_on_a_mesh(name):
     assert_same(train_on(2, 4, model=RULERS[name]), train_on(1, 1, model=RULERS[name]))
 
