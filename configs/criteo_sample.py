@@ -9,7 +9,7 @@ Two CPU cores, jax 0.11.2, commit 7c0bccb: python -m gem_jax.compare configs/cri
 from gem_jax.config import Config, TrainConfig
 from gem_jax.data.criteo import CriteoConfig
 from gem_jax.data.packing import BatchConfig
-from gem_jax.models import DCNv2Config
+from gem_jax.models import DCNv2Config, DeepFMConfig, FinalMLPConfig
 from gem_jax.training.optimizer import OptimizerConfig
 
 
@@ -22,3 +22,13 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.01, weight_decay=1e-1, table_l2=1e-4),
         train=TrainConfig(epochs=2.0),
     )
+
+
+def deepfm() -> Config:
+    """DeepFM."""
+    return get_config().replace(name="criteo_deepfm", model=DeepFMConfig(embedding_dim=5, dropout=0.3))
+
+
+def finalmlp() -> Config:
+    """FinalMLP; no feature of this data is a user's or an ad's, so both gates are learned vectors."""
+    return get_config().replace(name="criteo_finalmlp", model=FinalMLPConfig(embedding_dim=4, dropout=0.3))

@@ -24,10 +24,13 @@ from gem_jax.data.packing import BatchConfig
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.models import (
     DCNv2Config,
+    DINConfig,
     DLRMConfig,
+    ESMMConfig,
     HSTUConfig,
     InterFormerConfig,
     LogisticRegressionConfig,
+    MMoEConfig,
     SASRecConfig,
     WukongConfig,
 )
@@ -65,6 +68,11 @@ def no_domains() -> Config:
     return _without("no_domains", domain_gates=False)
 
 
+def no_likeness() -> Config:
+    """Events do not say how like the candidate they are; `likeness=True` gives it to the other models of histories."""
+    return _without("no_likeness", likeness=False)
+
+
 def no_pyramid() -> Config:
     """The pyramid's base level only."""
     return _without("no_pyramid", levels=MODEL.levels[:1])
@@ -83,6 +91,11 @@ def dcnv2() -> Config:
     return get_config().replace(name="dcnv2", model=DCNv2Config(embedding_dim=16))
 
 
+def din() -> Config:
+    """DIN."""
+    return get_config().replace(name="din", model=DINConfig(embedding_dim=16))
+
+
 def dlrm() -> Config:
     """DLRM, histories as mean-pooled bags."""
     return get_config().replace(name="dlrm", model=DLRMConfig(embedding_dim=16))
@@ -90,8 +103,7 @@ def dlrm() -> Config:
 
 def hstu() -> Config:
     """HSTU as a ranker."""
-    model = HSTUConfig(embedding_dim=16, width=32, head_dim=16, relative_bias=False)
-    return get_config().replace(name="hstu", model=model)
+    return get_config().replace(name="hstu", model=HSTUConfig(embedding_dim=16, width=32, head_dim=16))
 
 
 def interformer() -> Config:
@@ -102,6 +114,17 @@ def interformer() -> Config:
 def logistic_regression() -> Config:
     """Logistic regression on single features."""
     return get_config().replace(name="logistic_regression", model=LogisticRegressionConfig())
+
+
+def esmm() -> Config:
+    """ESMM: a conversion's probability is that of the click times that of a conversion after it; mean-pooled histories."""
+    model = ESMMConfig(embedding_dim=16, parents={"conversion": "click"})
+    return get_config().replace(name="esmm", model=model)
+
+
+def mmoe() -> Config:
+    """MMoE, mean-pooled histories."""
+    return get_config().replace(name="mmoe", model=MMoEConfig(embedding_dim=16))
 
 
 def sasrec() -> Config:

@@ -17,7 +17,7 @@ import dataclasses
 from gem_jax.config import Config
 from gem_jax.data.movielens import MovieLensConfig
 from gem_jax.data.packing import BatchConfig
-from gem_jax.models import LogisticRegressionConfig
+from gem_jax.models import DINConfig, HSTUConfig, LogisticRegressionConfig, SASRecConfig
 from gem_jax.models.gem import GemConfig, Level
 from gem_jax.training.optimizer import OptimizerConfig
 
@@ -37,6 +37,21 @@ def get_config() -> Config:
 def no_sequences() -> Config:
     """No histories, on the same examples in the same order."""
     return get_config().replace(name="ml1m_no_sequences", model=dataclasses.replace(MODEL, levels=()))
+
+
+def din() -> Config:
+    """DIN."""
+    return get_config().replace(name="ml1m_din", model=DINConfig(dropout=0.1))
+
+
+def hstu() -> Config:
+    """HSTU as a ranker; a rating is an attribute of its event."""
+    return get_config().replace(name="ml1m_hstu", model=HSTUConfig(dropout=0.1))
+
+
+def sasrec() -> Config:
+    """SASRec as a ranker."""
+    return get_config().replace(name="ml1m_sasrec", model=SASRecConfig(dropout=0.1))
 
 
 def logistic_regression() -> Config:

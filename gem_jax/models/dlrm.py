@@ -14,10 +14,10 @@ from gem_jax.data.schema import Schema
 from gem_jax.embedding.tables import Embedded
 from gem_jax.models.heads import PlainHead
 from gem_jax.models.outputs import Outputs
+from gem_jax.nn.bags import HistoryBags
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.interactions import pairwise_dots
-from gem_jax.nn.jagged import Layout, history_mean
-from gem_jax.nn.parameters import flattened, joined, pairs
+from gem_jax.nn.parameters import flattened, pairs
 from gem_jax.nn.tokens import FeatureTokens
 from gem_jax.precision.policy import Policy
 
@@ -32,6 +32,8 @@ class DLRMConfig:
     """Hidden sizes of the MLP on the dense features."""
     top_hidden: tuple[int, ...] = (128, 64)
     """Hidden sizes of the MLP on the dot products."""
+    likeness: bool = False
+    """The mean likeness of each history to the candidate is an input too (`gem_jax.nn.candidate.Likeness`, gem_jax's own)."""
     dropout: float = 0.0
     """Dropout rate of the MLPs' hidden layers."""
 
@@ -41,20 +43,20 @@ class DLRMConfig:
 
 
 class DLRMModel(nnx.Module):
-    """top([bottom(dense), dots of all pairs of tokens]). Domains are not used."""
+    """top([dots of all pairs of tokens, bottom(dense)]). Domains are not used."""
 
     def __init__(self, config: DLRMConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
         width = config.embedding_dim
         self.has_dense = bool(schema.dense)
         self.policy = policy
-        self.sequences = {s.name: (s.max_len, tuple(a.name for a in s.attributes)) for s in schema.sequences}
         self.tokens = FeatureTokens(
             schema, width, dense_hidden=config.bottom_hidden, dropout_rate=config.dropout, policy=policy, rngs=rngs
         )
-        bags = [joined((f"sequence/{name}",), attributes) for name, (_, attributes) in self.sequences.items()]
-        inputs = pairs(sum(bags, self.tokens.names))
+        self.bags = HistoryBags(schema, width, likeness=config.likeness, policy=policy)
+        inputs = pairs(self.tokens.names + self.bags.names)
         if self.has_dense:
             inputs += flattened(("dense",), width)
+        inputs += self.bags.likeness_names
         self.head = PlainHead(
             inputs,
             tuple(task.name for task in schema.tasks),
@@ -68,13 +70,11 @@ class DLRMModel(nnx.Module):
         """Logits; "last": the top MLP's input."""
         token_key, head_key = split_key(key, 2)
         x = self.tokens(batch, embedded, token_key)
-        bags = []
-        for name, (max_len, attributes) in self.sequences.items():
-            layout = Layout.of(batch.sequences[name], max_len)
-            bags += [history_mean(self.policy.cast(embedded.events[name][a]), layout) for a in attributes]
+        bags, likeness = self.bags(batch, embedded)
         with jax.named_scope("interaction"):
-            inputs = [pairwise_dots(jnp.concatenate([x, *(bag[:, None] for bag in bags)], axis=1))]
+            inputs = [pairwise_dots(jnp.concatenate([x, bags], axis=1))]
         if self.has_dense:
             inputs.append(x[:, self.tokens.dense_index])
+        inputs.append(likeness)
         last = jnp.concatenate(inputs, axis=1)
         return Outputs(logits=self.head(last, head_key), representations={"last": last})

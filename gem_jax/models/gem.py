@@ -71,6 +71,8 @@ class GemConfig:
     """Attention over the states of all earlier layers; False for Wukong's plain residual."""
     levels: tuple[Level, ...] = (Level(), Level(pool=4), Level(recent=8))
     """Levels of the pyramid, each applied to every source of events; none switches the histories off."""
+    likeness: bool = True
+    """Events carry how like the candidate they are (`gem_jax.nn.candidate.Likeness`, gem_jax's own); False for the ablation."""
     window: int | None = None
     """Each row of a history attends to this many newest rows, itself included; None for all earlier ones."""
     num_summary: int = 4
@@ -199,7 +201,7 @@ class GemModel(nnx.Module):
         # Cross-layer attention follows a token through the layers, so all states have the same tokens.
         self.compress = LinearCompress(self.tokens.names, config.tokens, **make)
         self.norm = LayerNorm(width)
-        self.pyramid = Pyramid(schema, config.levels, width, **make)
+        self.pyramid = Pyramid(schema, config.levels, width, likeness=config.likeness, **make)
         modules = self.pyramid.modules
         self.layers = nnx.List([GemLayer(config, modules, i + 1, **make) for i in range(config.num_layers)])
         self.last = Exchange(config, modules, **make) if modules else None

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import dropout
-from gem_jax.nn.mlp import MLP
+from gem_jax.nn.mlp import MLP, Activation
 from gem_jax.nn.parameters import Axis, Names, parameter
 from gem_jax.precision import tags
 from gem_jax.precision.policy import Policy
@@ -26,6 +26,7 @@ class PlainHead(nnx.Module):
       in_features: D, or the names of the inputs.
       tasks: names of the N tasks.
       hidden: sizes of the hidden layers.
+      activation, norm: of the hidden layers, as in `MLP`.
       dropout_rate: of the hidden layers.
       policy: of the computation.
       rngs: initialises the weights.
@@ -37,12 +38,23 @@ class PlainHead(nnx.Module):
         tasks: Names,
         *,
         hidden: Sequence[int],
+        activation: Activation = "relu",
+        norm: bool = False,
         dropout_rate: float = 0.0,
         policy: Policy,
         rngs: nnx.Rngs,
     ):
         self.policy = policy
-        self.mlp = MLP(in_features, hidden, tasks, dropout_rate=dropout_rate, policy=policy, rngs=rngs)
+        self.mlp = MLP(
+            in_features,
+            hidden,
+            tasks,
+            activation=activation,
+            norm=norm,
+            dropout_rate=dropout_rate,
+            policy=policy,
+            rngs=rngs,
+        )
 
     def __call__(self, x: Float[Array, "B D"], key: jax.Array | None = None) -> Float[Array, "B N"]:
         with jax.named_scope("heads"):

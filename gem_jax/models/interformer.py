@@ -26,6 +26,7 @@ from gem_jax.models.gdpa import GDPAFeedForward
 from gem_jax.models.heads import PlainHead
 from gem_jax.models.outputs import Outputs
 from gem_jax.nn.attention import JaggedSelfAttention
+from gem_jax.nn.candidate import Likeness
 from gem_jax.nn.dense import cast_weight
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.events import EventEncoder
@@ -204,6 +205,8 @@ class InterFormerConfig:
     """Residuals and norms in the sequence arch; False for Eq 9 as printed."""
     interaction_hidden: tuple[int, ...] = (128,)
     """Hidden sizes of the interaction arch's MLPs."""
+    likeness: bool = False
+    """Events carry how like the candidate they are (`gem_jax.nn.candidate.Likeness`, gem_jax's own)."""
     dense_hidden: tuple[int, ...] = ()
     """Hidden sizes of the MLP that makes the dense features a token; none in the paper."""
     head_hidden: tuple[int, ...] = (128, 64)
@@ -255,8 +258,12 @@ class InterFormerModel(nnx.Module):
         self.tokens = FeatureTokens(
             schema, width, dense_hidden=config.dense_hidden, dropout_rate=config.dropout, policy=policy, rngs=rngs
         )
+        self.likeness = nnx.Dict({s.name: Likeness(s, schema, width, used=config.likeness) for s in schema.sequences})
         self.encoders = nnx.Dict(
-            {s.name: EventEncoder(s, width, width, form="masknet", **make) for s in schema.sequences}
+            {
+                s.name: EventEncoder(s, width, width, form="masknet", extra=self.likeness[s.name].names, **make)
+                for s in schema.sequences
+            }
         )
         tokens = self.tokens.names
         self.crosses = nnx.List([Summaries(config, tokens, tuple(self.max_lens), **make) for _ in (*layers, "last")])
@@ -284,7 +291,8 @@ class InterFormerModel(nnx.Module):
         for name, max_len in self.max_lens.items():
             with jax.named_scope("events"):
                 layout = Layout.of(batch.sequences[name], max_len)
-                rows = self.encoders[name](batch.sequences[name], embedded.events[name], layout)
+                likeness = self.likeness[name](embedded.events[name], embedded.features, layout)
+                rows = self.encoders[name](batch.sequences[name], embedded.events[name], layout, likeness)
                 events[name] = prepend(rows, layout, x_sum)  # S_CLS, before the first layer only
 
         for i, layer_key in enumerate(layer_keys):

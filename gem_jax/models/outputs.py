@@ -7,7 +7,9 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
@@ -23,10 +25,51 @@ class Outputs:
     Attributes:
       logits: float32 [B, N], one per task of the schema in its order; the run's base logits are added by the step.
       representations: name -> [B, R], vectors or further logits that objectives, transfer and serving read by name.
+      parents: for each task the place of the task whose event it presupposes, or None; its logit is conditional on that event
+        (ESMM). Empty where all logits are for the whole space.
     """
 
     logits: Any  # of arrays, tracers or abstract shapes, as JAX rebuilds it with each
     representations: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parents: tuple[int | None, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def with_base(self, base_logits: Float[Array, " N"]) -> "Outputs":
+        """The outputs for the whole space, the tasks' base logits added: a model of zeros predicts the base rates.
+
+        A conditional logit c becomes logit(p q), p being its parent's probability and q = sigmoid(c + logit(its base rate / its
+        parent's)).
+        """
+        if not any(parent is not None for parent in self.parents):
+            return dataclasses.replace(self, logits=self.logits + base_logits, parents=())
+        log_rate = jax.nn.log_sigmoid(base_logits)
+        log_p: dict[int, Array] = {}
+
+        def log_probability(task: int) -> Float[Array, " B"]:
+            if task not in log_p:
+                parent = self.parents[task]
+                own = self.logits[:, task]
+                if parent is None:
+                    log_p[task] = jax.nn.log_sigmoid(own + base_logits[task])
+                else:
+                    base = _logit(log_rate[task] - log_rate[parent])
+                    log_p[task] = log_probability(parent) + jax.nn.log_sigmoid(own + base)
+            return log_p[task]
+
+        columns = [
+            self.logits[:, task] + base_logits[task] if parent is None else _logit(log_probability(task))
+            for task, parent in enumerate(self.parents)
+        ]
+        return dataclasses.replace(self, logits=jnp.stack(columns, axis=1), parents=())
+
+
+_LARGEST_LOG = -1e-6
+"""Of a probability: above it, log(1 - p) has no digits left in float32."""
+
+
+def _logit(log_p: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """log(p / (1 - p)) from log p."""
+    log_p = jnp.minimum(log_p, _LARGEST_LOG)
+    return log_p - jnp.log(-jnp.expm1(log_p))
 
 
 @runtime_checkable

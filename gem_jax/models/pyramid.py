@@ -22,14 +22,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gem_jax.data.batch import Batch
-from gem_jax.data.schema import Schema, Sequence
+from gem_jax.data.schema import Schema
 from gem_jax.embedding.tables import Embedded
 from gem_jax.errors import UserError
 from gem_jax.nn.attention import head_dim
+from gem_jax.nn.candidate import Likeness
 from gem_jax.nn.dense import GroupedDense, cast_weight, einsum
 from gem_jax.nn.dropout import dropout
 from gem_jax.nn.events import EventEncoder
-from gem_jax.nn.jagged import Layout, pool, recent, rows_of_examples, take_recent
+from gem_jax.nn.jagged import Layout, pool, recent, take_recent
 from gem_jax.nn.norms import LayerNorm, RMSNorm
 from gem_jax.nn.parameters import Names, joined, numbered, parameter
 from gem_jax.precision import tags
@@ -92,41 +93,6 @@ class Streams:
         return cls(rows=jnp.concatenate([rows for rows, _ in modules]), layout=layout, row_counts=row_counts)
 
 
-CANDIDATE_ROLES = ("ad", "goal", "format", "measurement", "surface")
-"""Features of these roles describe what is to be scored; those of users and context do not."""
-
-
-class Likeness(nnx.Module):
-    """How like the candidate each event of a source is: one number per event attribute that shares a table with the candidate.
-
-    Equal ids have equal embeddings, so the cosine says "the same ad, advertiser, category, surface" from the first step on, and
-    learns which ones are alike; attention alone needs many more labels to discover that two features speak of the same thing.
-    The idea of target attention (DIN, arXiv 1706.06978) and LLaTTE's target-aware events (arXiv 2601.20083), as an input.
-
-    Attributes:
-      pairs: (event attribute, candidate feature), in the schema's order.
-      names: theirs, as inputs of the source's encoder.
-    """
-
-    def __init__(self, sequence: Sequence, schema: Schema, width: int):
-        candidates = [f for f in schema.categoricals if f.role in CANDIDATE_ROLES and f.max_ids == 1]
-        self.pairs = tuple((a.name, f.name) for a in sequence.attributes for f in candidates if f.table == a.table)
-        self.names: Names = tuple(f"likeness/{attribute}/{feature}" for attribute, feature in self.pairs)
-        self.norm = RMSNorm(width, affine=False)
-
-    def __call__(
-        self, events: dict[str, Array], features: dict[str, Array], layout: Layout
-    ) -> Float[Array, "T P"] | None:
-        """sqrt(D) times the cosine, so of order one for unlike ids; None where there are no pairs."""
-        if not self.pairs:
-            return None
-        columns = []
-        for attribute, feature in self.pairs:
-            candidate = rows_of_examples(self.norm(features[feature]), layout)
-            columns.append((self.norm(events[attribute]) * candidate).sum(axis=-1))
-        return jnp.stack(columns, axis=1) * features[feature].shape[-1] ** -0.5
-
-
 class Pyramid(nnx.Module):
     """Encodes every source's events and lays out the modules' streams.
 
@@ -134,13 +100,22 @@ class Pyramid(nnx.Module):
       modules: names of the M modules: each source at each level.
     """
 
-    def __init__(self, schema: Schema, levels: tuple[Level, ...], width: int, *, policy: Policy, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        schema: Schema,
+        levels: tuple[Level, ...],
+        width: int,
+        *,
+        likeness: bool = True,
+        policy: Policy,
+        rngs: nnx.Rngs,
+    ):
         sources = schema.sequences if levels else ()
         self.levels = levels
         self.max_lens = {s.name: s.max_len for s in sources}
         source_names = tuple(f"sequence/{s.name}" for s in sources)
         self.modules = joined(source_names, numbered("level", len(levels)))
-        self.likeness = nnx.Dict({s.name: Likeness(s, schema, width) for s in sources})
+        self.likeness = nnx.Dict({s.name: Likeness(s, schema, width, used=likeness) for s in sources})
         self.encoders = nnx.Dict(
             {
                 s.name: EventEncoder(s, width, width, extra=self.likeness[s.name].names, policy=policy, rngs=rngs)

@@ -4,6 +4,7 @@ Shape letters: B examples, T packed rows, D width.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from gem_jax.embedding.tables import Embedded
 from gem_jax.models.heads import PlainHead
 from gem_jax.models.outputs import Outputs
 from gem_jax.nn.attention import JaggedSelfAttention
-from gem_jax.nn.dense import Dense, cast_weight
+from gem_jax.nn.dense import cast_weight
 from gem_jax.nn.dropout import dropout, split_key
 from gem_jax.nn.events import MergedHistory
 from gem_jax.nn.interactions import flatten
@@ -57,7 +58,7 @@ class SASRecBlock(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SASRecConfig:
-    """SASRec as a ranking model: all sources as one history in order of time, the candidate at its end."""
+    """SASRec as a ranking model: all sources as one history in order of time, whose last state meets the candidate."""
 
     embedding_dim: int = 32
     """Width of all embedding tables."""
@@ -67,8 +68,10 @@ class SASRecConfig:
     """Transformer blocks."""
     num_heads: int = 2
     """Heads of each block."""
+    likeness: bool = False
+    """Events carry how like the candidate they are (`gem_jax.nn.candidate.Likeness`, gem_jax's own)."""
     head_hidden: tuple[int, ...] = (64,)
-    """Hidden sizes of the MLP on the candidate's last row."""
+    """Hidden sizes of the MLP on the history's last state, its product with the candidate, and the features."""
     dropout: float = 0.0
     """Dropout rate of the input, the blocks and the last MLP."""
 
@@ -78,50 +81,58 @@ class SASRecConfig:
 
 
 class SASRecModel(nnx.Module):
-    """Histories merged by time, the candidate (all non-sequence features) as the last token, whose last state is read.
+    """y = MLP([F, F * M, tokens]): F the history's last state, M the candidate encoded by what encodes the events.
 
-    The paper scores an item by the dot product of its embedding with the history's last state; a candidate with many
-    features is a token of its own here and sees the history instead. Positions are learned, counted from the candidate
-    backwards (the paper pads on the left, which is the same). Domains are not used.
+    The paper scores an item by F . M (Eq 6), the sum of F * M, with M from the embedding that the history's items have; that one
+    embedding for both is what lets it match a candidate to the history from the first step on. The tokens are the non-sequence
+    features, which the paper's data do not have. Positions are learned, counted from the newest event backwards (the paper pads on
+    the left, which is the same). Domains are not used.
     """
 
     def __init__(self, config: SASRecConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
+        width = config.width
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
         self.dropout_rate = config.dropout
         self.policy = policy
-        self.tokens = FeatureTokens(schema, config.embedding_dim, policy=policy, rngs=rngs)
-        self.candidate = Dense(
-            flattened(self.tokens.names, config.embedding_dim), config.width, policy=policy, rngs=rngs
-        )
-        self.history = MergedHistory(schema, config.embedding_dim, config.width, policy=policy, rngs=rngs)
-        shape = (self.history.max_len, config.width)
+        self.tokens = FeatureTokens(schema, config.embedding_dim, **make)
+        self.history = MergedHistory(schema, config.embedding_dim, width, likeness=config.likeness, **make)
+        shape = (self.history.max_len, width)
         places = 0.02 * jax.random.normal(rngs.params(), shape, policy.param_dtype)
         self.places = parameter(places, decay=False, axes=(numbered("before", shape[0]), None))
         self.blocks = nnx.List(
             [
-                SASRecBlock(config.width, config.num_heads, dropout_rate=config.dropout, policy=policy, rngs=rngs)
+                SASRecBlock(width, config.num_heads, dropout_rate=config.dropout, **make)
                 for _ in range(config.num_layers)
             ]
         )
-        self.norm = LayerNorm(config.width)
+        self.norm = LayerNorm(width)
         self.head = PlainHead(
-            config.width,
+            (*flattened(("state", "match"), width), *flattened(self.tokens.names, config.embedding_dim)),
             tuple(task.name for task in schema.tasks),
             hidden=config.head_hidden,
             dropout_rate=config.dropout,
-            policy=policy,
-            rngs=rngs,
+            **make,
         )
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
-        """Logits; "last": the candidate's last row, normed."""
-        head_key, input_key, *keys = split_key(key, 2 + len(self.blocks))
-        candidate = self.candidate(flatten(self.tokens(batch, embedded)))
-        x, layout, _ = self.history(batch, embedded, candidate)
+        """Logits; "last": what the head reads."""
+        head_key, *keys = split_key(key, 2 + len(self.blocks))
+        features = flatten(self.tokens(batch, embedded))
+        state = self._state(batch, embedded, keys)
+        match = state * self.history.candidate(embedded, len(features))
+        last = jnp.concatenate([state, match, features], axis=1)
+        return Outputs(logits=self.head(last, head_key), representations={"last": last})
+
+    def _state(self, batch: Batch, embedded: Embedded, keys: list[jax.Array | None]) -> Float[Array, "B D"]:
+        """F: the last block's newest row, normed; that of no events is the norm of 0, its bias."""
+        if not self.history.max_lens:
+            return self.norm(jnp.zeros((len(batch.domain), self.history.width), self.policy.compute_dtype))
+        input_key, *block_keys = keys
+        x, layout, _ = self.history(batch, embedded)
         place = jnp.maximum(layout.distance_to_end(), 0)
         x = dropout(x + cast_weight(self.places, self.policy)[place], self.dropout_rate, input_key)
-        for i, (block, block_key) in enumerate(zip(self.blocks, keys, strict=True)):
+        for i, (block, block_key) in enumerate(zip(self.blocks, block_keys, strict=True)):
             with jax.named_scope(f"layer{i}"):
                 x = remat.checkpointed(block, self.policy)(x, layout, block_key)
         newest, _ = recent(x, layout, 1)
-        last = self.norm(newest[:, 0])
-        return Outputs(logits=self.head(last, head_key), representations={"last": last})
+        return self.norm(newest[:, 0])

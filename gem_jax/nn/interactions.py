@@ -4,7 +4,7 @@ Shape letters: B examples, n tokens, D width, F flattened width.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from gem_jax.nn.dense import Dense, einsum
+from gem_jax.nn.dense import Dense, GroupedDense, einsum
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.norms import LayerNorm
-from gem_jax.nn.parameters import Axis, Names, flattened, pairs, parameter
+from gem_jax.nn.parameters import Axis, Names, flattened, numbered, pairs, parameter
 from gem_jax.precision import tags
 from gem_jax.precision.policy import Policy
 
@@ -53,6 +53,45 @@ class CrossNetwork(nnx.Module):
         for layer, up in enumerate(self.up):
             inner = self.down[layer](crossed) if self.is_low_rank else crossed
             crossed = checkpoint_name(x * up(inner) + crossed, tags.INTERACTION)
+        return crossed
+
+
+class MixtureCrossNetwork(nnx.Module):
+    """DCN-V2's mixture of low-rank experts (arXiv 2008.13535, Eq 3 and 4), with softmax gates and g = tanh:
+
+      x_{l+1} = sum_i G_i(x_l) x_0 * (U_i g(C_i g(V_i x_l)) + b_l) + x_l,    G = softmax of a linear map
+
+    Args:
+      features: names of the F inputs, or F.
+      num_layers: depth; the gates and g make the output no polynomial.
+      rank: inner size of the experts.
+      num_experts: experts of each layer.
+      policy: of the computation.
+      rngs: initialises the weights.
+    """
+
+    def __init__(self, features: Axis, num_layers: int, *, rank: int, num_experts: int, policy: Policy, rngs: nnx.Rngs):
+        self.num_experts = num_experts
+        self.policy = policy
+        layers = range(num_layers)
+        inner = num_experts * rank
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
+        # The experts' V and U stand side by side in one matrix each; their sum over gates is then a product as well.
+        self.gate = nnx.List([Dense(features, num_experts, **make) for _ in layers])
+        self.down = nnx.List([Dense(features, inner, use_bias=False, **make) for _ in layers])
+        experts = numbered("expert", num_experts)
+        self.between = nnx.List([GroupedDense(experts, rank, rank, **make) for _ in layers])
+        self.up = nnx.List([Dense(inner, features, **make) for _ in layers])
+
+    def __call__(self, x: Float[Array, "B F"]) -> Float[Array, "B F"]:
+        crossed = x
+        for gate, down, between, up in zip(self.gate, self.down, self.between, self.up, strict=True):
+            weights = jax.nn.softmax(self.policy.to_reduce(gate(crossed)))
+            inner = jnp.tanh(down(crossed)).reshape(len(x), self.num_experts, 1, -1)
+            inner = jnp.tanh(between.blocks(inner.swapaxes(0, 1)).swapaxes(0, 1))
+            mixed = checkpoint_name(self.policy.cast(weights)[..., None, None] * inner, tags.ACTIVATION)
+            # The gates sum to 1, so the layer's bias needs none.
+            crossed = checkpoint_name(x * up(mixed.reshape(len(x), -1)) + crossed, tags.INTERACTION)
         return crossed
 
 

@@ -78,7 +78,7 @@ def train_step(
     total_weight = jnp.maximum(collectives.sum_everywhere(batch.weight.sum()), 1.0)
 
     def loss_of(shares: Vectors, embedded: Embedded):
-        outputs = with_base(forward(parts, gather(parts, shares), embedded, batch, key), state.base_logits)
+        outputs = forward(parts, gather(parts, shares), embedded, batch, key).with_base(state.base_logits)
         loss, measures = parts.objective(outputs, batch)
         return loss / total_weight, (outputs.logits, measures)
 
@@ -123,12 +123,7 @@ def update_dense(
 def score(parts: Parts, state: TrainState, batch: Batch) -> Outputs:
     """The outputs for this device's batch, base logits added, without dropout."""
     embedded, _ = parts.tables.lookup(state.tables, batch)
-    return with_base(forward(parts, gather(parts, state.dense), embedded, batch, None), state.base_logits)
-
-
-def with_base(outputs: Outputs, base_logits: Float[Array, " N"]) -> Outputs:
-    """The outputs with the run's constants added to the logits."""
-    return dataclasses.replace(outputs, logits=outputs.logits + base_logits)
+    return forward(parts, gather(parts, state.dense), embedded, batch, None).with_base(state.base_logits)
 
 
 def gather(parts: Parts, shares: Vectors) -> nnx.State:

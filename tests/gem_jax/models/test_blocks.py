@@ -171,38 +171,64 @@ def test_gdpa_feed_forward():
 # HSTU and SASRec
 
 
-def hstu(module, x, timestamps):
-    """The block as the authors' code computes it, one history at a time, pair by pair."""
+def hstu(module, x, timestamps, num_targets=0):
+    """The block as the authors' ranking code computes it, with the paper's bias: one history at a time, pair by pair."""
     num_rows, num_heads = len(x), module.num_heads
-    u, v, q, k = np.split(ref.silu(ref.linear(module.uvqk, ref.layer_norm(x, eps=1e-6))), 4, axis=-1)
+    u, v, q, k = np.split(ref.linear(module.uvqk, ref.layer_norm(x, module.norm_in, eps=1e-6)), 4, axis=-1)
+    u = ref.silu(u)
     q, k, v = (ref.heads(part, num_heads) for part in (q, k, v))
     attended = np.zeros_like(q)
     for i in range(num_rows):
         next_time = timestamps[min(i + 1, num_rows - 1)]
         for j in range(i + 1):
+            if num_rows - num_targets <= j < i:  # a candidate before another
+                continue
             rab = 0.0
             if module.relative_bias is not None:
                 bucket = int(np.log(max(1, abs(next_time - timestamps[j]))) / 0.301)
                 rab = f64(module.relative_bias.position)[MAX_LEN - 1 + j - i]
                 rab += f64(module.relative_bias.time)[min(bucket, 128)]
             for h in range(num_heads):
-                attended[i, h] += ref.silu(q[i, h] @ k[j, h] + rab) / MAX_LEN * v[j, h]
-    return ref.linear(module.out, u * ref.layer_norm(attended.reshape(u.shape), eps=1e-6)) + x
+                score = q[i, h] @ k[j, h] / np.sqrt(q.shape[-1]) + rab
+                attended[i, h] += ref.silu(score) / MAX_LEN * v[j, h]
+    attended = attended.reshape(u.shape)
+    gated = u * ref.layer_norm(attended, module.norm_out, eps=1e-6)
+    return x + np.concatenate([u, attended, gated], axis=1) @ f64(module.out.kernel)
 
 
+@pytest.mark.parametrize("num_targets", [None, (2, 0, 3, 1)])
 @pytest.mark.parametrize("relative_bias", [True, False])
-def test_hstu_block(relative_bias):
+def test_hstu_block(relative_bias, num_targets):
     module = randomised(
         lambda: HSTUBlock(6, 2, 4, MAX_LEN, relative_bias=relative_bias, policy=FLOAT32, rngs=nnx.Rngs(0))
     )
-    assert module.uvqk.bias is None and module.out.bias is not None
+    assert module.uvqk.bias is not None and module.out.bias is None
     x, histories = random_rows(6)
     timestamps = -np.sort(np.random.default_rng(3).integers(0, 10**6, NUM_ROWS).astype(np.int32))[::-1]
     layout = example_layout()
     spans = [slice(o, o + n) for o, n in zip(layout.offsets[:-1], layout.lengths, strict=True)]
-    expected = [hstu(module, h, timestamps[s].astype(np.int64)) for h, s in zip(histories, spans, strict=True)]
+    expected = [
+        hstu(module, h, timestamps[s].astype(np.int64), 0 if num_targets is None else num_targets[b])
+        for b, (h, s) in enumerate(zip(histories, spans, strict=True))
+    ]
+    targets = [] if num_targets is None else [np.array(num_targets, np.int32)]
     # The norm of u * attention / n divides by sums that are small by 1 / n: float32 errors grow tenfold.
-    assert_rows(run(module, x, layout, timestamps), expected, tolerance=5e-4)
+    assert_rows(run(module, x, layout, timestamps, *targets), expected, tolerance=5e-4)
+
+
+def test_hstu_candidates_do_not_see_each_other():
+    """Each of several candidates at the end of a history has the state that it has there alone."""
+    module = randomised(lambda: HSTUBlock(6, 2, 4, MAX_LEN, relative_bias=False, policy=FLOAT32, rngs=nnx.Rngs(0)))
+    x, histories = random_rows(6)
+    layout, timestamps = example_layout(), np.zeros(NUM_ROWS, np.int32)
+    y = run(module, x, layout, timestamps, np.array([3, 0, 3, 0], np.int32))
+    for b in (0, 2):
+        start, end = int(layout.offsets[b]), int(layout.offsets[b] + layout.lengths[b])
+        for candidate in range(3):
+            own = np.concatenate([histories[b][:-3], histories[b][[len(histories[b]) - 3 + candidate]]])
+            alone = hstu(module, own, np.zeros(len(own), np.int64))
+            np.testing.assert_allclose(y[end - 3 + candidate], alone[-1], rtol=5e-4, atol=5e-4)
+            np.testing.assert_allclose(y[start : end - 3], alone[:-1], rtol=5e-4, atol=5e-4)
 
 
 def test_sasrec_block():

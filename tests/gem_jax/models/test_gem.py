@@ -135,6 +135,17 @@ def test_likeness_pairs_event_attributes_with_the_candidate():
     assert {name: list(part.pairs) for name, part in module.likeness.items()} == PAIRS
 
 
+def test_likeness_can_be_left_out():
+    def build(likeness):
+        return Pyramid(FULL, LEVELS, WIDTH, likeness=likeness, policy=FLOAT32, rngs=nnx.Rngs(0))
+
+    with_it, without = (nnx.eval_shape(lambda used=used: build(used)) for used in (True, False))
+    for name, pairs in PAIRS.items():
+        assert without.likeness[name].pairs == ()
+        inputs = (module.encoders[name].project.layers[0].kernel.shape[0] for module in (with_it, without))
+        assert next(inputs) - next(inputs) == len(pairs)
+
+
 def test_pyramid():
     module = randomised(lambda: Pyramid(FULL, LEVELS, WIDTH, policy=FLOAT32, rngs=nnx.Rngs(0)))
     batch = uneven_batch()

@@ -12,10 +12,15 @@ from flax import nnx
 from gem_jax.errors import UserError
 from gem_jax.models import GemConfig, table_width
 from gem_jax.models.dcnv2 import DCNv2Config
+from gem_jax.models.deepfm import DeepFMConfig
+from gem_jax.models.din import DINConfig
 from gem_jax.models.dlrm import DLRMConfig
+from gem_jax.models.esmm import ESMMConfig
+from gem_jax.models.finalmlp import FinalMLPConfig
 from gem_jax.models.hstu import HSTUConfig
 from gem_jax.models.interformer import InterFormerConfig
 from gem_jax.models.logistic_regression import LogisticRegressionConfig
+from gem_jax.models.mmoe import MMoEConfig
 from gem_jax.models.sasrec import SASRecConfig
 from gem_jax.models.wukong import WukongConfig
 from gem_jax.precision.policy import Policy
@@ -34,10 +39,17 @@ CONFIGS = {
     "logistic_regression": LogisticRegressionConfig(),
     "dlrm": DLRMConfig(embedding_dim=8, bottom_hidden=(8,), top_hidden=(16,)),
     "dcnv2": DCNv2Config(embedding_dim=8, hidden=(16,)),
+    "din": DINConfig(attention_hidden=(8,), **SMALL),
+    "deepfm": DeepFMConfig(embedding_dim=8, hidden=(16,)),
+    "finalmlp": FinalMLPConfig(embedding_dim=8, gate_hidden=(8,), first_hidden=(16,), second_hidden=(8,)),
+    "mmoe": MMoEConfig(embedding_dim=8, num_experts=3, expert_hidden=(16,), tower_hidden=(8,)),
+    "esmm": ESMMConfig(embedding_dim=8, tower_hidden=(16,)),
     "gem": GemConfig(
         embedding_dim=8, num_layers=1, fmb_tokens=4, lcb_tokens=4, rank=4, fmb_hidden=(16,), head_hidden=16
     ),
 }
+OF_HISTORIES = ("interformer", "hstu", "sasrec", "din", "dlrm", "mmoe", "esmm")
+"""All models of histories but GEM, which has `likeness` from the start."""
 NUM_STEPS = 60
 
 

@@ -16,7 +16,7 @@ from gem_jax.models.pyramid import Level
 from gem_jax.nn.dense import Dense
 from gem_jax.nn.parameters import path_name, positional_kinds
 from tests.gem_jax.models.batches import BARE, FULL, embed, random_batch
-from tests.gem_jax.models.test_models import CONFIGS
+from tests.gem_jax.models.test_models import CONFIGS, OF_HISTORIES
 from tests.gem_jax.nn.running import FLOAT32, quick_jit, randomised
 
 GEM = dict(embedding_dim=8, fmb_tokens=2, lcb_tokens=2, rank=3, fmb_hidden=(6,), head_hidden=6, num_summary=2)
@@ -28,12 +28,15 @@ ALL = {
     "wukong of plain products": dataclasses.replace(CONFIGS["wukong"], rank=None),
     # As many tokens as FULL has: they are still not the features' own.
     "wukong of six tokens": dataclasses.replace(CONFIGS["wukong"], fmb_tokens=(2, 2), lcb_tokens=(4, 4)),
+    **{f"{name} with likeness": dataclasses.replace(CONFIGS[name], likeness=True) for name in OF_HISTORIES},
+    "gem without likeness": GemConfig(likeness=False, levels=(Level(),), **GEM),
+    "dcnv2 of experts": dataclasses.replace(CONFIGS["dcnv2"], rank=3, num_experts=2),
     "stacked dcnv2": dataclasses.replace(CONFIGS["dcnv2"], structure="stacked", rank=3),
     "interformer of dots": dataclasses.replace(CONFIGS["interformer"], interaction="dot", personalise="gdpa"),
 }
 
 # What decided until parameters carried their own metadata; the first match won.
-NO_DECAY = r"(^|/)(scale|seeds|domain_gate|places|position|time|(\w+_)?bias)$"
+NO_DECAY = r"(^|/)((\w+_)?scale|slope|seeds|domain_gate|places|position|time|(\w+_)?bias)$"
 DECAY = r"(^|/)(kernel|weight|tower|readout|w|w1|w2|y|z)$"
 
 

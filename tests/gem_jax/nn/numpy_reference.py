@@ -31,10 +31,14 @@ def linear(layer, x):
 
 
 def mlp(module, x):
-    *hidden, last = module.layers
-    for layer in hidden:
-        x = relu(linear(layer, x))
-    return linear(last, x)
+    """The last layer is plain, unless there are no more than the hidden ones."""
+    for i, layer in enumerate(module.layers):
+        x = linear(layer, x)
+        if i < module.num_hidden:
+            x = layer_norm(x, module.norms[i]) if module.norms else x
+            slope = f64(module.activations[i].slope) if module.activations else 0.0
+            x = relu(x) - slope * relu(-x)
+    return x
 
 
 def layer_norm(x, norm=None, eps=1e-5):

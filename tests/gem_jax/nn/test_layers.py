@@ -8,7 +8,14 @@ from flax import nnx
 
 from gem_jax.nn.dropout import dropout, split_key
 from gem_jax.nn.gates import Gate
-from gem_jax.nn.interactions import DHEN, CrossNetwork, Interaction, LinearCompress, pairwise_dots
+from gem_jax.nn.interactions import (
+    DHEN,
+    CrossNetwork,
+    Interaction,
+    LinearCompress,
+    MixtureCrossNetwork,
+    pairwise_dots,
+)
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.norms import LayerNorm, RMSNorm
 from gem_jax.nn.parameters import numbered
@@ -39,10 +46,26 @@ def test_norms_compute_in_float32():
         np.testing.assert_allclose(f64(y), expected, rtol=2**-8, atol=2**-8)
 
 
-def test_mlp():
-    module = randomised(lambda: MLP(5, (6, 4), 3, policy=FLOAT32, rngs=nnx.Rngs(0)))
+@pytest.mark.parametrize("norm", [False, True])
+def test_mlp(norm):
+    module = randomised(lambda: MLP(5, (6, 4), 3, norm=norm, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x = normal(9, 5)
-    np.testing.assert_allclose(run(module, x), ref.mlp(module, f64(x)), **CLOSE)
+    h = f64(x)
+    for i in range(2):
+        h = ref.linear(module.layers[i], h)
+        h = ref.relu(ref.layer_norm(h, module.norms[i]) if norm else h)
+    np.testing.assert_allclose(run(module, x), ref.linear(module.layers[2], h), **CLOSE)
+
+
+def test_mlp_of_learned_slopes_without_a_last_layer():
+    module = randomised(lambda: MLP(5, (6, 4), None, activation="prelu", policy=FLOAT32, rngs=nnx.Rngs(0)))
+    x = normal(9, 5)
+    y = run(module, x)
+    assert y.shape == (9, 4) and len(module.layers) == 2
+    h = ref.linear(module.layers[0], f64(x))
+    h = np.where(h > 0, h, f64(module.activations[0].slope) * h)
+    h = ref.linear(module.layers[1], h)
+    np.testing.assert_allclose(y, np.where(h > 0, h, f64(module.activations[1].slope) * h), **CLOSE)
 
 
 def test_mlp_keeps_the_scale_and_the_dtype():
@@ -106,6 +129,27 @@ def test_cross_network(rank):
     module = randomised(lambda: CrossNetwork(5, 3, rank=rank, policy=FLOAT32, rngs=nnx.Rngs(0)))
     x = normal(7, 5)
     np.testing.assert_allclose(run(module, x), cross_network(module, f64(x)), **CLOSE)
+
+
+def mixture_cross_network(module, x):
+    """Eq 3 and 4, expert by expert."""
+    crossed = x
+    for gate, down, between, up in zip(module.gate, module.down, module.between, module.up, strict=True):
+        gates, total = ref.softmax(ref.linear(gate, crossed)), 0.0
+        rank = between.weight.shape[-1]
+        for i in range(module.num_experts):
+            span = slice(i * rank, (i + 1) * rank)
+            inner = np.tanh(crossed @ f64(down.kernel)[:, span])
+            inner = np.tanh(inner @ f64(between.weight)[i])
+            total += gates[:, [i]] * x * (inner @ f64(up.kernel)[span] + f64(up.bias))
+        crossed = total + crossed
+    return crossed
+
+
+def test_mixture_cross_network():
+    module = randomised(lambda: MixtureCrossNetwork(5, 3, rank=2, num_experts=3, policy=FLOAT32, rngs=nnx.Rngs(0)))
+    x = normal(7, 5)
+    np.testing.assert_allclose(run(module, x), mixture_cross_network(module, f64(x)), **CLOSE)
 
 
 def dots(x):

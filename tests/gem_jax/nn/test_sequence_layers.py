@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gem_jax.data.schema import Categorical
 from gem_jax.errors import UserError
 from gem_jax.nn.attention import JaggedSelfAttention
+from gem_jax.nn.candidate import candidate_features, counterparts
 from gem_jax.nn.events import LOG_YEAR, EventEncoder, MergedHistory, time_features
 from gem_jax.nn.jagged import Layout
 from gem_jax.nn.pooling import PMA
@@ -84,17 +86,17 @@ def test_time_features():
     assert np.all(np.diff(features[:, 0]) > 0)
 
 
-def encoded(module, history_rows, age_s):
-    """One history by the equations: MaskNet(S) = MLP_lce(S * MLP_mask(S)), or a Linear."""
+def encoded(module, history_rows, age_s, extra=()):
+    """One history by the equations: MaskNet(S) = MLP_lce(S * MLP_mask(S)), or a Linear, or an MLP."""
     age = np.log1p(age_s.astype(np.float64))[:, None] / LOG_YEAR
     waves = np.pi * age * np.arange(1, 9)
-    x = np.concatenate([*history_rows, age, np.cos(waves), np.sin(waves)], axis=1)
+    x = np.concatenate([*history_rows, age, np.cos(waves), np.sin(waves), *extra], axis=1)
     if module.mask is not None:
         x = x * ref.mlp(module.mask, x)
     return ref.mlp(module.project, x)
 
 
-@pytest.mark.parametrize("form", ["linear", "masknet"])
+@pytest.mark.parametrize("form", ["linear", "masknet", "mlp"])
 def test_event_encoder(form):
     batch = random_batch(FULL, 6)
     batch, embedded = poison_padding(batch, embed(FULL, batch, 4)[1])
@@ -120,17 +122,40 @@ def test_event_encoder(form):
     np.testing.assert_allclose(y, expected, rtol=5e-5, atol=5e-5)
 
 
-def test_merged_history_ends_with_the_candidate():
+@pytest.mark.parametrize("likeness", [False, True])
+def test_merged_history_ends_with_the_last_row(likeness):
     batch = random_batch(FULL, 6)
     _, embedded = embed(FULL, batch, 4)
-    module = randomised(lambda: MergedHistory(FULL, 4, 3, policy=FLOAT32, rngs=nnx.Rngs(0)))
+    module = randomised(lambda: MergedHistory(FULL, 4, 3, likeness=likeness, policy=FLOAT32, rngs=nnx.Rngs(0)))
     candidate = normal(6, 3)
     graphdef, state = nnx.split(module)
     y, layout, age = quick_jit(lambda s, *a: nnx.merge(graphdef, s)(*a))(state, batch, embedded, candidate)
-    assert module.max_len == layout.max_len == 11 + 20 + 1
+    assert module.max_len == 11 + 20 and layout.max_len == module.max_len + 1
     lengths = sum(batch.sequences[s.name].lengths for s in FULL.sequences)
     np.testing.assert_array_equal(layout.lengths, lengths + 1)
     for b in range(6):
         rows = slice(layout.offsets[b], layout.offsets[b] + layout.lengths[b])
         np.testing.assert_array_equal(y[rows][-1], candidate[b])
         assert age[rows][-1] == 0 and np.all(np.diff(age[rows]) <= 0)
+
+
+@pytest.mark.parametrize("form", ["linear", "mlp"])
+def test_the_candidate_as_an_event(form):
+    """It is what each source's encoder makes of an event of now with the candidate's own attributes."""
+    batch = random_batch(FULL, 6)
+    _, embedded = embed(FULL, batch, 4)
+    module = randomised(lambda: MergedHistory(FULL, 4, 3, form=form, likeness=True, policy=FLOAT32, rngs=nnx.Rngs(0)))
+    ad, topic = (f64(embedded.features[name]) for name in ("ad", "topic"))
+    age, likeness = np.zeros(6), np.zeros((6, 1))  # of age 0, and likeness is for events
+    impressions = encoded(module.encoders["impressions"], (ad, topic), age, (likeness, likeness))
+    organic = encoded(module.encoders["organic"], (topic,), age, (likeness,))
+    np.testing.assert_allclose(module.candidate(embedded, 6), impressions + organic, **CLOSE)
+
+
+def test_counterparts_have_the_attributes_table():
+    one = dict(table="topic", role="ad")
+    schema = FULL.replace(categoricals=(Categorical(name="about", **one), *FULL.categoricals))
+    assert counterparts(FULL.sequence("impressions"), schema) == {"ad": "ad", "topic": "topic"}
+    renamed = FULL.replace(categoricals=(Categorical(name="z", **one), Categorical(name="about", **one)))
+    assert counterparts(FULL.sequence("impressions"), renamed) == {"topic": "about"}
+    assert {f.name for f in candidate_features(FULL)} == {"ad", "topic"}  # not of the user, not several ids

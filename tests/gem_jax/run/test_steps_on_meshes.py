@@ -11,6 +11,16 @@ import numpy as np
 import pytest
 
 from gem_jax.embedding.config import TablesConfig
+from gem_jax.models import (
+    DCNv2Config,
+    DeepFMConfig,
+    DINConfig,
+    ESMMConfig,
+    FinalMLPConfig,
+    HSTUConfig,
+    MMoEConfig,
+    SASRecConfig,
+)
 from tests.gem_jax.run.steps import DLRM, GEM, OPTIMIZER, SCHEMA, Outcome, train_on
 
 TOLERANCE = 1e-2 * 30**0.5
@@ -69,6 +79,25 @@ def test_gem_on_a_mesh(replica, shard):
 @pytest.mark.parametrize(("replica", "shard"), [(1, 8), (8, 1), (2, 4), (4, 2)])
 def test_dlrm_on_a_mesh(replica, shard):
     assert_same(train_on(replica, shard), on_one_device(DLRM))
+
+
+WIDTH = dict(embedding_dim=16)
+RULERS = {
+    "dcnv2": DCNv2Config(rank=4, num_experts=2, hidden=(16,), norm=True, **WIDTH),
+    "deepfm": DeepFMConfig(hidden=(16,), **WIDTH),
+    "din": DINConfig(attention_hidden=(8,), head_hidden=(16,), likeness=True, **WIDTH),
+    "esmm": ESMMConfig(parents={"conversion": "click"}, tower_hidden=(16,), **WIDTH),
+    "finalmlp": FinalMLPConfig(gate_hidden=(8,), first_hidden=(16,), second_hidden=(16,), **WIDTH),
+    "hstu": HSTUConfig(num_layers=1, width=16, head_dim=8, head_hidden=(16,), **WIDTH),
+    "mmoe": MMoEConfig(num_experts=2, expert_hidden=(16,), tower_hidden=(8,), **WIDTH),
+    "sasrec": SASRecConfig(num_layers=1, width=16, head_hidden=(16,), **WIDTH),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULERS)
+def test_baselines_on_a_mesh(name):
+    assert_same(train_on(2, 4, model=RULERS[name]), train_on(1, 1, model=RULERS[name]))
 
 
 ALL = tuple(table.name for table in SCHEMA.tables)
