@@ -140,7 +140,11 @@ def test_integer_weights_above_2_to_the_24_are_rounded(tmp_path):
     assert (_read(tmp_path, weight=values).weight == np.float32(2**24 + 1)).all()
 
 
-@pytest.mark.parametrize("layout", [pa.large_list, pa.list_view, pa.large_list_view, "fixed"], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [pa.large_list, pa.list_view, pa.large_list_view, "fixed"],
+    ids=["large_list", "list_view", "large_list_view", "fixed"],
+)
 def test_lists_of_every_layout(tmp_path, layout):
     def change(table):
         for name in ("topics", "clicks.ad", "clicks.age_s", "image"):
@@ -185,7 +189,7 @@ def _as_structs(table: pa.Table, layout=pa.list_) -> pa.Table:
     return table
 
 
-@pytest.mark.parametrize("layout", [pa.list_, pa.large_list, pa.list_view], ids=str)
+@pytest.mark.parametrize("layout", [pa.list_, pa.large_list, pa.list_view], ids=["list", "large_list", "list_view"])
 def test_histories_as_lists_of_structs(tmp_path, layout):
     path = _rewrite(_write(tmp_path / "a.parquet", random_examples(NUM)), lambda table: _as_structs(table, layout))
     examples = random_examples(NUM)
