@@ -14,7 +14,6 @@ import gem_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-QUICKSTART = ROOT / "notebooks" / "quickstart.ipynb"
 
 
 def read(path: pathlib.Path) -> nbformat.NotebookNode:
@@ -63,10 +62,11 @@ def test_the_imports_that_the_package_names_resolve():
 
 
 @pytest.fixture
-def run_quickstart(tmp_path, monkeypatch):
-    """Cell id -> its outputs, of the notebook run with few examples; whatever it writes goes under `tmp_path`."""
+def run_notebook(tmp_path, monkeypatch):
+    """Name -> (cell id -> its outputs) of a notebook run with few rows; whatever it writes goes under `tmp_path`."""
     environment = {
         "GEM_QUICKSTART_EXAMPLES": "6000",
+        "GEM_YOUR_DATA_ROWS": "8000",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "XLA_FLAGS": "",  # one device, as a user has it
         "PYTHONPATH": str(ROOT),
@@ -75,14 +75,20 @@ def run_quickstart(tmp_path, monkeypatch):
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    notebook = read(QUICKSTART)
-    working_folder = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=working_folder).execute()
-    return {cell.id: cell.outputs for cell in code_cells(notebook)}
+
+    def run(name: str) -> dict[str, list[nbformat.NotebookNode]]:
+        notebook = read(ROOT / "notebooks" / f"{name}.ipynb")
+        working_folder = {"metadata": {"path": str(tmp_path)}}
+        nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=working_folder).execute()
+        return {cell.id: cell.outputs for cell in code_cells(notebook)}
+
+    return run
 
 
 def printed(outputs: list[nbformat.NotebookNode]) -> str:
-    return "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
+    """What a cell printed, by itself and by rich's console, which displays its text in a notebook."""
+    plain = [o.text for o in outputs if o.output_type == "stream" and o.name == "stdout"]
+    return "".join((*plain, *(o.data["text/plain"] for o in outputs if o.output_type == "display_data")))
 
 
 def num_charts(outputs: list[nbformat.NotebookNode]) -> int:
@@ -90,8 +96,8 @@ def num_charts(outputs: list[nbformat.NotebookNode]) -> int:
 
 
 @pytest.mark.slow
-def test_quickstart_runs_and_shows_its_numbers(run_quickstart, tmp_path):
-    cells = run_quickstart
+def test_quickstart_runs_and_shows_its_numbers(run_notebook, tmp_path):
+    cells = run_notebook("quickstart")
     assert "6,000 training examples" in printed(cells["imports"])
     assert re.search(r"^impressions +history +event +up to 16 events of ad, ", printed(cells["schema"]), re.MULTILINE)
     assert re.search(r"^click: label [01], true probability 0\.\d{4}$", printed(cells["example"]), re.MULTILINE)
@@ -119,3 +125,21 @@ def test_quickstart_runs_and_shows_its_numbers(run_quickstart, tmp_path):
 
     report = tmp_path / "runs" / "gem_debug" / "report.html"
     assert report.is_file() and str(report) in printed(cells["folder"])
+
+
+@pytest.mark.slow
+def test_your_data_goes_from_a_raw_log_to_scored_rows(run_notebook, tmp_path):
+    cells = run_notebook("your_data")
+    assert re.search(r"price +dense, log", printed(cells["prepare"]))
+    assert (tmp_path / "prepared" / "features.json").is_file()
+    summary = json.loads((tmp_path / "runs" / "prepared" / "summary.json").read_text())
+    assert summary["best"]["metric"] == "valid/ne/click"
+    assert "&lt;svg" in cells["train"][-1]["data"]["text/html"], "the curves are shown below the cell"
+
+    scored = printed(cells["score"])
+    assert "800 rows scored" in scored and len(re.findall(r"^u\d+ .* \d+\.\d%$", scored, re.MULTILINE)) == 5
+    fifths = re.findall(r"predicted +(\d+\.\d)% +clicked +(\d+\.\d)%", printed(cells["check"]))
+    predicted = [float(share) for share, _ in fifths]
+    assert len(fifths) == 5 and predicted == sorted(predicted)
+    rows = re.search(r"\((\d+), 16\)", printed(cells["embeddings"]))
+    assert rows and int(rows[1]) > 50
