@@ -117,7 +117,6 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
 
     # --- Data: examples by index, shuffled and packed into batches of static shape --------------------------------------------
     splits = config.data.build()
-    check_parts(splits, config.batch.examples)
     total = total_examples(config, splits.train)
     criterion = Criterion.of(config.train, splits)
 
@@ -147,6 +146,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
         if options.init_from is not None:
             state = saves.take(state, options.init_from, options.init_only)
     resume_step = progress.step if options.resume else None
+    check_parts(splits, config.batch.examples)  # a table that shrank is the checkpoint's to refuse, by its name
 
     def is_over() -> bool:
         return progress.examples >= total or (criterion is not None and criterion.is_exhausted(progress))
