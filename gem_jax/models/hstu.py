@@ -19,6 +19,7 @@ from gem_jax.models.outputs import Outputs
 from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import dropout, split_key
 from gem_jax.nn.events import MergedHistory
+from gem_jax.nn.initializers import normal, xavier_uniform
 from gem_jax.nn.interactions import flatten
 from gem_jax.nn.jagged import Layout, recent
 from gem_jax.nn.norms import LayerNorm
@@ -41,12 +42,10 @@ class RelativeAttentionBias(nnx.Module):
     """
 
     def __init__(self, max_len: int, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(INIT_STD)
-        position = normal(rngs.params(), (2 * max_len - 1,), jnp.float32)
         # Named by how far a key lies after its query, since max_len follows from the schema's sources.
         distances = tuple(f"{distance:+d}" for distance in range(1 - max_len, max_len))
-        self.position = parameter(position, decay=False, axes=(distances,))
-        self.time = parameter(normal(rngs.params(), (NUM_TIME_BUCKETS + 1,), jnp.float32), decay=False)
+        self.position = parameter(normal(INIT_STD), (2 * max_len - 1,), rngs, decay=False, axes=(distances,))
+        self.time = parameter(normal(INIT_STD), (NUM_TIME_BUCKETS + 1,), rngs, decay=False)
 
     def __call__(self, timestamps: Int[Array, " T"]) -> RelativeBias:
         return RelativeBias(self.position[...], self.time[...], timestamps)
@@ -88,12 +87,11 @@ class HSTUBlock(nnx.Module):
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         self.policy = policy
-        normal = nnx.initializers.normal(INIT_STD)
         inner = num_heads * head_dim
         self.norm_in = LayerNorm(width, affine=False, eps=1e-6)
         self.norm_out = LayerNorm(inner, affine=False, eps=1e-6)
-        self.uvqk = Dense(width, 4 * inner, use_bias=False, kernel_init=normal, policy=policy, rngs=rngs)
-        self.out = Dense(inner, width, kernel_init=nnx.initializers.xavier_uniform(), policy=policy, rngs=rngs)
+        self.uvqk = Dense(width, 4 * inner, use_bias=False, kernel_init=normal(INIT_STD), policy=policy, rngs=rngs)
+        self.out = Dense(inner, width, kernel_init=xavier_uniform(inner, width), policy=policy, rngs=rngs)
         self.relative_bias = RelativeAttentionBias(max_len, rngs=rngs) if relative_bias else None
 
     def __call__(

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import dropout, split_key
-from gem_jax.nn.parameters import Axis
+from gem_jax.nn.initializers import he_normal, lecun_normal
+from gem_jax.nn.parameters import Axis, size_of
 from gem_jax.precision import tags
 from gem_jax.precision.policy import Policy
 
@@ -38,10 +39,10 @@ class MLP(nnx.Module):
     ):
         sizes: list[Axis] = [in_features, *hidden, out_features]
         # Variance 2 / fan_in keeps activations of order one through relus.
-        inits = [nnx.initializers.he_normal()] * len(hidden) + [nnx.initializers.lecun_normal()]
+        inits = [he_normal] * len(hidden) + [lecun_normal]
         self.layers = nnx.List(
             [
-                Dense(n, m, kernel_init=init, policy=policy, rngs=rngs)
+                Dense(n, m, kernel_init=init(size_of(n)), policy=policy, rngs=rngs)
                 for n, m, init in zip(sizes[:-1], sizes[1:], inits, strict=True)
             ]
         )
