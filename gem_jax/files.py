@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import subprocess
 from typing import Any
 
 from gem_jax.errors import UserError
@@ -49,3 +50,10 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "config" in row for row in rows):
         raise UserError(f"'{path}' holds no measured rows; name a file that --json wrote")
     return rows
+
+
+def commit() -> str | None:
+    """The checkout's commit, for measured rows to name; None outside one."""
+    here = str(pathlib.Path(__file__).parent)
+    done = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or None

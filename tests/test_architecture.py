@@ -66,15 +66,14 @@ ROOMS = (
     ("models",),
     ("training", "evaluation"),
     ("report", "checkpoint"),
-    ("bench",),
     ("config",),
     ("cli", "run"),
     ("train", "scale"),
-    ("compare",),
+    ("compare", "bench"),
 )
 """From the bottom up. A room imports from those below it and from itself; rooms of one line do not know each other."""
 
-LEAVES = ("gem_jax.checkpoint.config",)
+LEAVES = ("gem_jax.checkpoint.config", "gem_jax.bench.data")
 """Modules of a room above that a room below may import: plain dataclasses of a config."""
 
 
