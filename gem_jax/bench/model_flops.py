@@ -38,7 +38,8 @@ def causal_pairs(lengths: np.ndarray, window: int | None) -> int:
 
 
 def _gem(program: Program, batch: Batch) -> dict[str, float]:
-    config: GemConfig = program.config.model
+    config = program.config.model
+    assert isinstance(config, GemConfig)
     width, summary = config.embedding_dim, config.num_summary
     num_tokens, queries = config.fmb_tokens + config.lcb_tokens, summary + config.num_seeds
     examples = float((batch.weight > 0).sum())

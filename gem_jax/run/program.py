@@ -137,9 +137,13 @@ class Program:
 
         def vector(name: str) -> jax.Array:
             size = buckets.buckets[name].size
-            share = functools.cache(functools.partial(buckets.draw, seed, name))  # replicas hold the same shares
-            sharding = NamedSharding(self.mesh, self.specs.dense[name])
-            return jax.make_array_from_callback((size,), sharding, lambda index: share(*index[0].indices(size)[:2]))
+            draw = functools.cache(functools.partial(buckets.draw, seed, name))  # replicas hold the same shares
+
+            def share(index: tuple[slice, ...] | None) -> np.ndarray:
+                start, stop, _ = (index[0] if index else slice(None)).indices(size)
+                return draw(start, stop)
+
+            return jax.make_array_from_callback((size,), NamedSharding(self.mesh, self.specs.dense[name]), share)
 
         with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy draws without the interpreter's lock
             return dict(zip(buckets.buckets, pool.map(vector, buckets.buckets), strict=True))
