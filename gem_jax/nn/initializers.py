@@ -99,4 +99,9 @@ def he_normal(fan_in: int) -> Initializer:
 
 def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
     """Uniform with variance 2 / (fan_in + fan_out)."""
-    return Initializer(distribution="uniform", std=(2 / (fan_in + fan_out)) ** 0.5)
+    return uniform((6 / (fan_in + fan_out)) ** 0.5)
+
+
+def uniform(limit: float) -> Initializer:
+    """Uniform from -limit to limit."""
+    return Initializer(distribution="uniform", std=limit / math.sqrt(3))
