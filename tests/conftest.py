@@ -8,7 +8,10 @@ if not ON_GPU:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-import jax  # noqa: E402
+# In the environment rather than by `jax.config`, so that processes which tests start share it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".jax_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -21,9 +24,6 @@ KERNELS = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in KERNEL_F
 install_import_hook(["gem_jax", *KERNELS], "beartype.beartype")
 
 SHARED_DATA = ROOT.parent / "shared" / "data"
-
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_configure(config):

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt
@@ -120,22 +121,25 @@ def _num_present(ids: Int[Array, "B k"] | Int[np.ndarray, "B k"]) -> Int[Array, 
 
 
 def row_values(
-    key: Array, low: UInt[Array, ""], high: UInt[Array, ""] | None, columns: UInt[Array, " d"]
-) -> Float[Array, " d"]:
-    """A new row's columns, standard normal: a function of the key and of the row's number among those of all tables.
+    key: Array, low: UInt[Array, " L"], high: UInt[Array, " L"], columns: UInt[Array, " d"]
+) -> Float[Array, "L d"]:
+    """New rows' columns, standard normal: a function of the key and of the rows' numbers among those of all tables.
+
+    Threefry of the counter (row, column), one block a number: no key of a row or of an element is ever made.
 
     Args:
       key: of all rows.
-      low: the number's low word.
-      high: its high word; None where all tables together have at most 2^32 rows.
-      columns: which of the row's numbers.
+      low: the numbers' low words.
+      high: their high words, below 2^16.
+      columns: which of a row's numbers, below 2^16.
     """
-    of_row = jax.random.fold_in(key, low)
-    if high is not None:  # 2^31 and more are no columns
-        beyond = jax.random.fold_in(of_row, high + jnp.uint32(2**31))
-        data = jnp.where(high > 0, jax.random.key_data(beyond), jax.random.key_data(of_row))
-        of_row = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
-    return jax.vmap(lambda c: jax.random.normal(jax.random.fold_in(of_row, c), (), jnp.float32))(columns)
+    shape = (len(low), len(columns))
+    rows = jnp.broadcast_to(low[:, None], shape)
+    places = (high << 16)[:, None] | columns
+    bits, _ = threefry_2x32(jax.random.key_data(key), jnp.stack([rows, places]))
+    # The middles of 2^23 equal parts of (-1, 1): symmetric, and never at the ends.
+    uniform = (bits >> 9).astype(jnp.float32) * 2**-22 + (2**-23 - 1)
+    return np.float32(2**0.5) * jax.lax.erf_inv(uniform)
 
 
 class Tables:
@@ -289,10 +293,7 @@ class Tables:
         low, high, used = self.placement.stacked_rows(group, me, slots)
         columns = (me * width if group == "columns" else 0) + jnp.arange(width, dtype=jnp.int32)
         columns = columns.astype(jnp.uint32)
-        if self.placement.num_rows <= 2**32:
-            values = jax.vmap(lambda low: row_values(key, low, None, columns))(low)
-        else:
-            values = jax.vmap(lambda low, high: row_values(key, low, high, columns))(low, high)
+        values = row_values(key, low, high, columns)
         weight = jnp.where(used[:, None], self.init_std * values, 0.0)
         initial = {
             s.name: jnp.full((height, width) if s.per == "number" else height, s.initial, jnp.float32)

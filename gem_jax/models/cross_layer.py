@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from gem_jax.nn.attention import head_dim
 from gem_jax.nn.dense import Dense
+from gem_jax.nn.initializers import constant
 from gem_jax.nn.norms import RMSNorm
 from gem_jax.nn.parameters import parameter
 from gem_jax.precision import tags
@@ -46,8 +47,8 @@ class CrossLayerAttention(nnx.Module):
         self.query = Dense(width, width, use_bias=False, policy=policy, rngs=rngs)
         self.key = Dense(width, width, use_bias=False, policy=policy, rngs=rngs)
         self.policy = policy
-        bias = jnp.zeros((num_heads, num_states), policy.param_dtype).at[:, -1].set(LAST_STATE_BIAS)
-        self.bias = parameter(bias, decay=False)
+        bias = constant((0.0,) * (num_states - 1) + (LAST_STATE_BIAS,))
+        self.bias = parameter(bias, (num_heads, num_states), rngs, decay=False)
 
     def __call__(self, states: list[Float[Array, "B n D"]]) -> Float[Array, "B n D"]:
         """The mixed state; `states` oldest first."""

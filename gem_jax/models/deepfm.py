@@ -17,6 +17,7 @@ from gem_jax.embedding.tables import Embedded
 from gem_jax.models.heads import PlainHead
 from gem_jax.models.outputs import Outputs
 from gem_jax.nn.dropout import split_key
+from gem_jax.nn.initializers import ONES
 from gem_jax.nn.interactions import flatten
 from gem_jax.nn.parameters import flattened, parameter
 from gem_jax.nn.tokens import FeatureTokens
@@ -60,9 +61,8 @@ class FactorizationMachine(nnx.Module):
     """
 
     def __init__(self, tokens: tuple[str, ...], tasks: tuple[str, ...], *, policy: Policy):
-        ones = jnp.ones((len(tokens), len(tasks)), policy.param_dtype)
-        self.scale = parameter(ones, decay=False, axes=(tokens, tasks))
-        self.product_scale = parameter(ones[0], decay=False, axes=(tasks,))
+        self.scale = parameter(ONES, (len(tokens), len(tasks)), decay=False, axes=(tokens, tasks))
+        self.product_scale = parameter(ONES, (len(tasks),), decay=False, axes=(tasks,))
         self.policy = policy
 
     def __call__(self, x: Float[Array, "B n D_and_1"]) -> Float[Array, "B N"]:

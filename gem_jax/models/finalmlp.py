@@ -20,6 +20,7 @@ from gem_jax.models.outputs import Outputs
 from gem_jax.nn.candidate import candidate_features
 from gem_jax.nn.dense import Dense, cast_weight
 from gem_jax.nn.dropout import split_key
+from gem_jax.nn.initializers import ZEROS, normal
 from gem_jax.nn.interactions import flatten
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.parameters import Names, flattened, parameter
@@ -48,7 +49,7 @@ class FeatureGate(nnx.Module):
     ):
         self.features = features
         self.policy = policy
-        self.seeds = parameter(jnp.zeros(width, policy.param_dtype), decay=False)
+        self.seeds = parameter(ZEROS, (width,), decay=False)
         context = flattened(("learned", *(f"categorical/{name}" for name in features)), width)
         self.mlp = MLP(context, hidden, inputs, policy=policy, rngs=rngs)
 
@@ -78,9 +79,8 @@ class BilinearFusion(nnx.Module):
         self.from_y = Dense(y, tasks, use_bias=False, **make)
         shape = (len(tasks), num_heads, x // num_heads, y // num_heads)
         # x^T W y sums X Y / H products of two numbers of order one over all heads.
-        std = (num_heads / (x * y)) ** 0.5
-        weight = std * jax.random.normal(rngs.params(), shape, policy.param_dtype)
-        self.weight = parameter(weight, decay=True, axes=(tasks, None, None, None))
+        init = normal((num_heads / (x * y)) ** 0.5)
+        self.weight = parameter(init, shape, rngs, decay=True, axes=(tasks, None, None, None))
         self.policy = policy
 
     def __call__(self, x: Float[Array, "B X"], y: Float[Array, "B Y"]) -> Float[Array, "B N"]:

@@ -3,13 +3,13 @@
 Shape letters: B examples, T packed rows, D width, H heads, K head dim, m summary tokens, J keys.
 """
 
-import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gem_jax.nn.attention import head_dim
 from gem_jax.nn.dense import einsum
+from gem_jax.nn.initializers import normal
 from gem_jax.nn.jagged import Layout
 from gem_jax.nn.norms import LayerNorm, RMSNorm
 from gem_jax.nn.parameters import parameter
@@ -51,10 +51,9 @@ class GDPAFeedForward(nnx.Module):
         self.norm_out = RMSNorm(width)
         shape = (num_summary, num_heads, num_keys)
         std = num_summary**-0.5
-        self.w1 = parameter(std * jax.random.normal(rngs.params(), shape, policy.param_dtype), decay=True)
+        self.w1 = parameter(normal(std), shape, rngs, decay=True)
         # The output sums over the keys too.
-        w2 = std * num_keys**-0.5 * jax.random.normal(rngs.params(), shape, policy.param_dtype)
-        self.w2 = parameter(w2, decay=True)
+        self.w2 = parameter(normal(std * num_keys**-0.5), shape, rngs, decay=True)
 
     def __call__(self, summary: Float[Array, "B m D"], x: Float[Array, "T D"], layout: Layout) -> Float[Array, "T D"]:
         """Personalised rows, 0 in padding rows."""

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import dropout
+from gem_jax.nn.initializers import ZEROS, he_normal, lecun_normal
 from gem_jax.nn.mlp import MLP, Activation
-from gem_jax.nn.parameters import Axis, Names, parameter
+from gem_jax.nn.parameters import Axis, Names, parameter, size_of
 from gem_jax.precision import tags
 from gem_jax.precision.policy import Policy
 
@@ -94,15 +95,12 @@ class DomainGatedHeads(nnx.Module):
     ):
         self.dropout_rate = dropout_rate
         self.policy = policy
-        he = nnx.initializers.he_normal()
+        he = he_normal(size_of(in_features))
         self.shared = Dense(in_features, hidden, kernel_init=he, policy=policy, rngs=rngs)
         shape = (len(domains), len(tasks))
-        gate, bias = jnp.zeros((*shape, hidden), policy.param_dtype), jnp.zeros(shape, policy.param_dtype)
-        self.domain_gate = parameter(gate, decay=False, axes=(domains, tasks, None))
-        self.domain_bias = parameter(bias, decay=False, axes=(domains, tasks))
-        lecun = nnx.initializers.lecun_normal(in_axis=1, out_axis=0)
-        readout = lecun(rngs.params(), (len(tasks), hidden), policy.param_dtype)
-        self.readout = parameter(readout, decay=True, axes=(tasks, None))
+        self.domain_gate = parameter(ZEROS, (*shape, hidden), rngs, decay=False, axes=(domains, tasks, None))
+        self.domain_bias = parameter(ZEROS, shape, rngs, decay=False, axes=(domains, tasks))
+        self.readout = parameter(lecun_normal(hidden), (len(tasks), hidden), rngs, decay=True, axes=(tasks, None))
 
     def __call__(
         self, x: Float[Array, "B D"], domain: Int[Array, " B"], key: jax.Array | None = None

@@ -26,6 +26,7 @@ from gem_jax.models.outputs import Outputs
 from gem_jax.nn.dense import Dense, cast_weight
 from gem_jax.nn.dropout import dropout, split_key
 from gem_jax.nn.events import MergedHistory
+from gem_jax.nn.initializers import normal, uniform, xavier_uniform
 from gem_jax.nn.interactions import flatten
 from gem_jax.nn.jagged import Layout, recent
 from gem_jax.nn.mlp import MLP
@@ -49,12 +50,10 @@ class RelativeAttentionBias(nnx.Module):
     """
 
     def __init__(self, max_len: int, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(INIT_STD)
-        position = normal(rngs.params(), (2 * max_len - 1,), jnp.float32)
         # Named by how far a key lies after its query, since max_len follows from the schema's sources.
         distances = tuple(f"{distance:+d}" for distance in range(1 - max_len, max_len))
-        self.position = parameter(position, decay=False, axes=(distances,))
-        self.time = parameter(normal(rngs.params(), (NUM_TIME_BUCKETS + 1,), jnp.float32), decay=False)
+        self.position = parameter(normal(INIT_STD), (2 * max_len - 1,), rngs, decay=False, axes=(distances,))
+        self.time = parameter(normal(INIT_STD), (NUM_TIME_BUCKETS + 1,), rngs, decay=False)
 
     def __call__(self, timestamps: Int[Array, " T"]) -> RelativeBias:
         return RelativeBias(self.position[...], self.time[...], timestamps)
@@ -97,11 +96,11 @@ class HSTUBlock(nnx.Module):
         self.dropout_rate = dropout_rate
         self.policy = policy
         inner = num_heads * head_dim
-        make: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), policy=policy, rngs=rngs)
+        make: dict[str, Any] = dict(policy=policy, rngs=rngs)
         self.norm_in = LayerNorm(width, eps=1e-6)
         self.norm_out = LayerNorm(inner, eps=1e-6)
-        self.uvqk = Dense(width, 4 * inner, **make)
-        self.out = Dense(3 * inner, width, use_bias=False, **make)
+        self.uvqk = Dense(width, 4 * inner, kernel_init=xavier_uniform(width, 4 * inner), **make)
+        self.out = Dense(3 * inner, width, use_bias=False, kernel_init=xavier_uniform(3 * inner, width), **make)
         self.relative_bias = RelativeAttentionBias(max_len, rngs=rngs) if relative_bias else None
 
     def __call__(
@@ -193,8 +192,8 @@ class HSTUModel(nnx.Module):
         self.item_norm = LayerNorm(width)
         self.history = MergedHistory(schema, config.embedding_dim, width, form="mlp", likeness=config.likeness, **make)
         max_len = self.history.max_len + 1
-        places = max_len**-0.5 * jax.random.uniform(rngs.params(), (max_len, width), policy.param_dtype, -1, 1)
-        self.places = parameter(places, decay=False, axes=(numbered("before", max_len), None))
+        axes = (numbered("before", max_len), None)
+        self.places = parameter(uniform(max_len**-0.5), (max_len, width), rngs, decay=False, axes=axes)
         self.blocks = nnx.List(
             [
                 HSTUBlock(

@@ -31,6 +31,7 @@ from gem_jax.nn.dense import cast_weight
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.events import EventEncoder
 from gem_jax.nn.gates import Gate, GateForm
+from gem_jax.nn.initializers import normal
 from gem_jax.nn.interactions import DHEN, Interaction, LinearCompress, flatten
 from gem_jax.nn.jagged import Layout, first, prepend, recent, rows_of_examples
 from gem_jax.nn.norms import LayerNorm
@@ -58,9 +59,7 @@ class PFFN(nnx.Module):
     """
 
     def __init__(self, width: int, num_summary: int, *, policy: Policy, rngs: nnx.Rngs):
-        std = (num_summary * width) ** -0.5
-        weight = std * jax.random.normal(rngs.params(), (num_summary, width), policy.param_dtype)
-        self.weight = parameter(weight, decay=True)
+        self.weight = parameter(normal((num_summary * width) ** -0.5), (num_summary, width), rngs, decay=True)
         self.policy = policy
 
     def __call__(self, summary: Float[Array, "B m D"], x: Float[Array, "T D"], layout: Layout) -> Float[Array, "T D"]:

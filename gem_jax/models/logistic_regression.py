@@ -11,6 +11,7 @@ from gem_jax.data.schema import Schema
 from gem_jax.embedding.tables import Embedded
 from gem_jax.models.outputs import Outputs
 from gem_jax.nn.dense import Dense
+from gem_jax.nn.initializers import ONES, ZEROS
 from gem_jax.nn.interactions import flatten
 from gem_jax.nn.parameters import flattened, parameter
 from gem_jax.precision.policy import Policy
@@ -41,14 +42,13 @@ class LogisticRegressionModel(nnx.Module):
         self.features = tuple(f.name for f in schema.categoricals)
         self.vectors = tuple(v.name for v in schema.vectors)
         self.policy = policy
-        scale = jnp.ones((len(self.features), len(tasks)), policy.param_dtype)
-        self.scale = parameter(scale, decay=False, axes=(self.features, tasks))
+        shape = (len(self.features), len(tasks))
+        self.scale = parameter(ONES, shape, rngs, decay=False, axes=(self.features, tasks))
         inputs = tuple(f"dense/{f.name}" for f in schema.dense)
         for vector in schema.vectors:
             inputs += flattened((f"vector/{vector.name}",), vector.dim)
         # Zero: there is no symmetry to break in a linear model.
-        zeros = nnx.initializers.zeros
-        self.linear = Dense(inputs, tasks, kernel_init=zeros, policy=policy, rngs=rngs) if inputs else None
+        self.linear = Dense(inputs, tasks, kernel_init=ZEROS, policy=policy, rngs=rngs) if inputs else None
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
         """Logits; "last": the ids' scaled weights, then dense features and vectors."""

@@ -30,6 +30,7 @@ from gem_jax.nn.candidate import Likeness
 from gem_jax.nn.dense import GroupedDense, cast_weight, einsum
 from gem_jax.nn.dropout import dropout
 from gem_jax.nn.events import EventEncoder
+from gem_jax.nn.initializers import normal
 from gem_jax.nn.jagged import Layout, pool, recent, take_recent
 from gem_jax.nn.norms import LayerNorm, RMSNorm
 from gem_jax.nn.parameters import Names, joined, numbered, parameter
@@ -172,10 +173,8 @@ class SequenceLayer(nnx.Module):
         self.policy = policy
         num_keys = 2 * num_summary
         shape, axes = (len(modules), num_summary, num_heads, num_keys), (modules, None, None, None)
-        w1 = nnx.initializers.normal(num_summary**-0.5)(rngs.params(), shape, policy.param_dtype)
-        w2 = nnx.initializers.normal((num_summary * num_keys) ** -0.5)(rngs.params(), shape, policy.param_dtype)
-        self.w1 = parameter(w1, decay=True, axes=axes)
-        self.w2 = parameter(w2, decay=True, axes=axes)
+        self.w1 = parameter(normal(num_summary**-0.5), shape, rngs, decay=True, axes=axes)
+        self.w2 = parameter(normal((num_summary * num_keys) ** -0.5), shape, rngs, decay=True, axes=axes)
         self.norm = LayerNorm(width, affine=False)
         self.norm_personal = RMSNorm(width, affine=False)
         self.uvqk = GroupedDense(modules, width, 4 * width, policy=policy, rngs=rngs)
@@ -263,8 +262,8 @@ class HistorySummary(nnx.Module):
         self.names = joined(modules, kinds)
         self.policy = policy
         self.norm = LayerNorm(width, affine=False)
-        seeds = jax.random.normal(rngs.params(), (len(modules), 1, num_seeds, width), policy.param_dtype)
-        self.seeds = parameter(seeds, decay=False, axes=(modules, None, None, None))
+        shape = (len(modules), 1, num_seeds, width)
+        self.seeds = parameter(normal(1.0), shape, rngs, decay=False, axes=(modules, None, None, None))
         self.query = GroupedDense(modules, width, width, policy=policy, rngs=rngs)
         self.kv = GroupedDense(modules, width, 2 * width, policy=policy, rngs=rngs)
         self.out = GroupedDense(modules, width, width, policy=policy, rngs=rngs)

@@ -20,6 +20,7 @@ from gem_jax.nn.attention import JaggedSelfAttention
 from gem_jax.nn.dense import cast_weight
 from gem_jax.nn.dropout import dropout, split_key
 from gem_jax.nn.events import MergedHistory
+from gem_jax.nn.initializers import normal
 from gem_jax.nn.interactions import flatten
 from gem_jax.nn.jagged import Layout, recent
 from gem_jax.nn.mlp import MLP
@@ -97,8 +98,7 @@ class SASRecModel(nnx.Module):
         self.tokens = FeatureTokens(schema, config.embedding_dim, **make)
         self.history = MergedHistory(schema, config.embedding_dim, width, likeness=config.likeness, **make)
         shape = (self.history.max_len, width)
-        places = 0.02 * jax.random.normal(rngs.params(), shape, policy.param_dtype)
-        self.places = parameter(places, decay=False, axes=(numbered("before", shape[0]), None))
+        self.places = parameter(normal(0.02), shape, rngs, decay=False, axes=(numbered("before", shape[0]), None))
         self.blocks = nnx.List(
             [
                 SASRecBlock(width, config.num_heads, dropout_rate=config.dropout, **make)

@@ -22,6 +22,7 @@ from gem_jax.models.heads import PlainHead
 from gem_jax.models.outputs import Outputs
 from gem_jax.nn.dense import einsum
 from gem_jax.nn.dropout import split_key
+from gem_jax.nn.initializers import lecun_normal
 from gem_jax.nn.interactions import LinearCompress, flatten
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.norms import LayerNorm
@@ -61,9 +62,8 @@ class FactorizationMachineBlock(nnx.Module):
     ):
         self.tokens_out = tokens_out
         self.policy = policy
-        init = nnx.initializers.lecun_normal()
-        y = None if rank is None else init(rngs.params(), (len(tokens_in), rank), policy.param_dtype)
-        self.y = None if y is None else parameter(y, decay=True, axes=(tokens_in, None))
+        shape, init = (len(tokens_in), rank or 0), lecun_normal(len(tokens_in))
+        self.y = None if rank is None else parameter(init, shape, rngs, decay=True, axes=(tokens_in, None))
         products = joined(tokens_in, tokens_in if rank is None else numbered("", rank))
         self.norm = LayerNorm(products)
         self.mlp = MLP(products, hidden, tokens_out * width, dropout_rate=dropout_rate, policy=policy, rngs=rngs)

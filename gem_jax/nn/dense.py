@@ -10,6 +10,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from gem_jax.nn.initializers import ZEROS, Initializer, lecun_normal, normal
 from gem_jax.nn.parameters import Axis, Names, names_of, parameter, size_of
 from gem_jax.precision import tags
 from gem_jax.precision.policy import Policy
@@ -43,17 +44,14 @@ class Dense(nnx.Module):
         out_features: Axis,
         *,
         use_bias: bool = True,
-        kernel_init: jax.nn.initializers.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008 (a pure function)
+        kernel_init: Initializer | None = None,
         policy: Policy,
         rngs: nnx.Rngs,
     ):
         shape = (size_of(in_features), size_of(out_features))
         names = (names_of(in_features), names_of(out_features))
-        self.kernel = parameter(kernel_init(rngs.params(), shape, policy.param_dtype), decay=True, axes=names)
-        if use_bias:
-            rngs.params()  # a bias takes a key as well, as it does in `nnx.Linear`
-        bias = jnp.zeros(shape[1:], policy.param_dtype)
-        self.bias = parameter(bias, decay=False, axes=names[1:]) if use_bias else None
+        self.kernel = parameter(kernel_init or lecun_normal(shape[0]), shape, rngs, decay=True, axes=names)
+        self.bias = parameter(ZEROS, shape[1:], rngs, decay=False, axes=names[1:]) if use_bias else None
         self.policy = policy
 
     def __call__(self, x: Float[Array, "*s I"]) -> Float[Array, "*s O"]:
@@ -86,11 +84,10 @@ class GroupedDense(nnx.Module):
         policy: Policy,
         rngs: nnx.Rngs,
     ):
-        init, shape = nnx.initializers.normal(in_features**-0.5), (len(modules), in_features, out_features)
-        weight = init(rngs.params(), shape, policy.param_dtype)
-        self.weight = parameter(weight, decay=True, axes=(modules, None, None))
-        bias = jnp.zeros((len(modules), out_features), policy.param_dtype)
-        self.bias = parameter(bias, decay=False, axes=(modules, None)) if use_bias else None
+        shape = (len(modules), in_features, out_features)
+        self.weight = parameter(normal(in_features**-0.5), shape, rngs, decay=True, axes=(modules, None, None))
+        bias_shape = (len(modules), out_features)
+        self.bias = parameter(ZEROS, bias_shape, rngs, decay=False, axes=(modules, None)) if use_bias else None
         self.policy = policy
 
     def rows(self, x: Float[Array, "R I"], row_counts: tuple[int, ...]) -> Float[Array, "R O"]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from gem_jax.nn.dense import Dense, GroupedDense, einsum
 from gem_jax.nn.dropout import split_key
+from gem_jax.nn.initializers import lecun_normal
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.norms import LayerNorm
 from gem_jax.nn.parameters import Axis, Names, flattened, numbered, pairs, parameter
@@ -106,9 +107,8 @@ class LinearCompress(nnx.Module):
     """
 
     def __init__(self, tokens_in: Names, tokens_out: Names, *, policy: Policy, rngs: nnx.Rngs):
-        init = nnx.initializers.lecun_normal()
-        weight = init(rngs.params(), (len(tokens_in), len(tokens_out)), policy.param_dtype)
-        self.weight = parameter(weight, decay=True, axes=(tokens_in, tokens_out))
+        shape = (len(tokens_in), len(tokens_out))
+        self.weight = parameter(lecun_normal(shape[0]), shape, rngs, decay=True, axes=(tokens_in, tokens_out))
         self.policy = policy
 
     def __call__(self, x: Float[Array, "B n D"]) -> Float[Array, "B m D"]:

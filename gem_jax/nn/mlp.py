@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from gem_jax.nn.dense import Dense, cast_weight
 from gem_jax.nn.dropout import dropout, split_key
+from gem_jax.nn.initializers import constant, he_normal, lecun_normal
 from gem_jax.nn.norms import LayerNorm
-from gem_jax.nn.parameters import Axis, parameter
+from gem_jax.nn.parameters import Axis, parameter, size_of
 from gem_jax.precision import tags
 from gem_jax.precision.policy import Policy
 
@@ -30,7 +31,7 @@ class PReLU(nnx.Module):
     """
 
     def __init__(self, width: int, *, policy: Policy):
-        self.slope = parameter(jnp.full(width, PRELU_INIT, policy.param_dtype), decay=False)
+        self.slope = parameter(constant(PRELU_INIT), (width,), decay=False)
         self.policy = policy
 
     def __call__(self, x: Float[Array, "*s D"]) -> Float[Array, "*s D"]:
@@ -69,13 +70,13 @@ class MLP(nnx.Module):
     ):
         sizes: list[Axis] = [in_features, *hidden]
         # Variance 2 / fan_in keeps activations of order one through relus.
-        inits = [nnx.initializers.he_normal()] * len(hidden)
+        inits = [he_normal] * len(hidden)
         if out_features is not None:
             sizes.append(out_features)
-            inits.append(nnx.initializers.lecun_normal())
+            inits.append(lecun_normal)
         self.layers = nnx.List(
             [
-                Dense(n, m, kernel_init=init, policy=policy, rngs=rngs)
+                Dense(n, m, kernel_init=init(size_of(n)), policy=policy, rngs=rngs)
                 for n, m, init in zip(sizes[:-1], sizes[1:], inits, strict=True)
             ]
         )

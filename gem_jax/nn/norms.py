@@ -6,6 +6,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from gem_jax.nn.initializers import ONES, ZEROS
 from gem_jax.nn.parameters import Axis, names_of, parameter, size_of
 from gem_jax.precision import tags
 
@@ -21,8 +22,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, width: Axis, *, affine: bool = True, eps: float = 1e-5):
         self.eps = eps
-        self.scale = parameter(jnp.ones(size_of(width)), decay=False, axes=(names_of(width),)) if affine else None
-        self.bias = parameter(jnp.zeros(size_of(width)), decay=False, axes=(names_of(width),)) if affine else None
+        self.scale = parameter(ONES, (size_of(width),), decay=False, axes=(names_of(width),)) if affine else None
+        self.bias = parameter(ZEROS, (size_of(width),), decay=False, axes=(names_of(width),)) if affine else None
 
     def __call__(self, x: Float[Array, "*s D"]) -> Float[Array, "*s D"]:
         x32 = x.astype(jnp.float32)
@@ -44,7 +45,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, width: Axis, *, affine: bool = True, eps: float = 1e-5):
         self.eps = eps
-        self.scale = parameter(jnp.ones(size_of(width)), decay=False, axes=(names_of(width),)) if affine else None
+        self.scale = parameter(ONES, (size_of(width),), decay=False, axes=(names_of(width),)) if affine else None
 
     def __call__(self, x: Float[Array, "*s D"]) -> Float[Array, "*s D"]:
         x32 = x.astype(jnp.float32)

@@ -1,13 +1,17 @@
 """How a layer makes a parameter: the array together with what the optimizer, HSDP and checkpoints must know of it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Task, Vector
+from gem_jax.nn.initializers import Initializer
 
 type Names = tuple[str, ...]
 """What the places along an axis stand for, e.g. the tokens of a linear map over tokens."""
@@ -27,7 +31,9 @@ def names_of(axis: Axis) -> Names | None:
 
 
 def parameter(
-    value: jax.Array,
+    init: Initializer,
+    shape: tuple[int, ...],
+    rngs: nnx.Rngs | None = None,
     *,
     decay: bool,
     exact: bool | None = None,
@@ -37,7 +43,9 @@ def parameter(
     """A trained float32 array with its metadata.
 
     Args:
-      value: the initial value.
+      init: what the values are drawn from. `Program.init` draws them by the parameter's name and the run's seed.
+      shape: of the array.
+      rngs: draws the value that the parameter holds in a module that is built by itself; a constant needs none.
       decay: whether weight decay applies: matrices yes; biases, norms, gates, seeds no.
       exact: whether it travels in float32 where HSDP gathers it; as `not decay` unless given, since what is small is sensitive.
       group: optimizer group; `OptimizerConfig.group_rates` scales a group's learning rate.
@@ -46,13 +54,25 @@ def parameter(
         after features were added, removed or reordered.
 
     Raises:
-      AssertionError: `axes` do not fit the value's shape, or a name stands twice on an axis.
+      AssertionError: `axes` do not fit the shape, or a name stands twice on an axis.
     """
-    axes = axes or (None,) * value.ndim
-    assert len(axes) == value.ndim, (axes, value.shape)
-    for names, size in zip(axes, value.shape, strict=True):
+    axes = axes or (None,) * len(shape)
+    assert len(axes) == len(shape), (axes, shape)
+    for names, size in zip(axes, shape, strict=True):
         assert names is None or len(set(names)) == len(names) == size, (names, size)
-    return nnx.Param(value, decay=decay, exact=not decay if exact is None else exact, group=group, axes=axes)
+    exact = not decay if exact is None else exact
+    return nnx.Param(_value(init, shape, rngs), init=init, decay=decay, exact=exact, group=group, axes=axes)
+
+
+def _value(init: Initializer, shape: tuple[int, ...], rngs: nnx.Rngs | None) -> jax.Array:
+    """A draw. The host makes it, so nothing is compiled; a module that is built as shapes (`nnx.eval_shape`) makes none."""
+
+    def draw(words: jax.Array) -> np.ndarray:
+        key = int.from_bytes(np.asarray(words).tobytes(), "little")
+        return init.draw(key, 0, math.prod(shape)).reshape(shape)
+
+    words = jnp.zeros(2, jnp.uint32) if rngs is None else jax.random.key_data(rngs.params())
+    return jax.pure_callback(draw, jax.ShapeDtypeStruct(shape, jnp.float32), words)
 
 
 def joined(*parts: Names) -> Names:

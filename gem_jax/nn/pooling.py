@@ -3,7 +3,6 @@
 Shape letters: B examples, T packed rows, D width, H heads, K head dim, n tokens.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float
 
 from gem_jax.nn.attention import head_dim
 from gem_jax.nn.dense import Dense, cast_weight
+from gem_jax.nn.initializers import normal
 from gem_jax.nn.jagged import Layout
 from gem_jax.nn.parameters import parameter
 from gem_jax.precision import tags
@@ -35,8 +35,7 @@ class PMA(nnx.Module):
         size = head_dim(width, num_heads)
         self.num_heads = num_heads
         self.policy = policy
-        seeds = jax.random.normal(rngs.params(), (num_tokens, num_heads, size), policy.param_dtype)
-        self.seeds = parameter(seeds, decay=False)
+        self.seeds = parameter(normal(1.0), (num_tokens, num_heads, size), rngs, decay=False)
         self.kv = Dense(width, 2 * width, use_bias=False, policy=policy, rngs=rngs)
         self.out = Dense(width, width, use_bias=False, policy=policy, rngs=rngs)
 

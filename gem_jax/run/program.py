@@ -8,6 +8,7 @@
 The same on devices that exist and on those that only a compiler knows: `scale` compiles the very step that a run takes.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import importlib.metadata
@@ -29,10 +30,10 @@ from gem_jax.nn.parameters import positional_kinds
 from gem_jax.parallel.arrays import ArraySpec
 from gem_jax.parallel.mesh import EVERYWHERE, SHARD
 from gem_jax.parallel.sharding import shardings
-from gem_jax.run import named
+from gem_jax.run import compile_cache, named
 from gem_jax.run.memory import device_batch
 from gem_jax.run.plan import RunPlan
-from gem_jax.training.buckets import Buckets
+from gem_jax.training.buckets import Buckets, Vectors
 from gem_jax.training.optimizer import dense_optimizer, table_optimizer
 from gem_jax.training.state import TrainState
 from gem_jax.training.step import Parts, score, train_step
@@ -61,12 +62,13 @@ class Program:
 
     @classmethod
     def of(cls, config: Config, schema: Schema, plan: RunPlan) -> "Program":
-        """The program of a run; nothing is allocated or compiled yet.
+        """The program of a run; nothing is allocated or compiled yet. What it will compile is kept (`run.compile_cache`).
 
         Raises:
           UserError: the model, the objective or the optimizer does not fit the schema.
         """
-        graph, abstract = nnx.split(nnx.eval_shape(lambda: _build(config, schema, 0)))
+        compile_cache.enable()
+        graph, abstract = nnx.split(nnx.eval_shape(lambda: _build(config, schema)))
         buckets = Buckets.of(abstract, plan.mesh.shape[SHARD])
         tables = Tables(
             schema,
@@ -108,7 +110,8 @@ class Program:
     def shapes(self) -> TrainState:
         """The state as shapes with their shardings."""
         zeros = jax.ShapeDtypeStruct((len(self.schema.tasks),), jnp.float32)
-        shapes = jax.eval_shape(self._make, jax.random.key(0), zeros)
+        rest = jax.eval_shape(self._without_dense, jax.random.key(0), zeros)
+        shapes = dataclasses.replace(rest, dense=named.abstract_vectors(self.parts.buckets))
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(self.mesh, self.specs)
         )
@@ -116,22 +119,43 @@ class Program:
     def init(self, seed: int, base_logits: np.ndarray | None = None) -> TrainState:
         """A new model with its tables and optimizers: a pure function of the arguments, the same on every mesh.
 
+        Dense parameters are drawn on the host, each process its own shares, so that no program is compiled for them; tables, which
+        may be thousands of times larger, on their devices.
+
         Args:
           seed: of parameters, tables and dropout.
           base_logits: [N], the logit of each task's base rate, so that a new model predicts it; zeros unless given.
         """
         logits = np.zeros(len(self.schema.tasks)) if base_logits is None else base_logits
-        make = jax.jit(self._make, out_shardings=shardings(self.mesh, self.specs))
-        return make(jax.random.key(seed), np.asarray(logits, np.float32))
+        specs = dataclasses.replace(self.specs, dense={})
+        make = jax.jit(self._without_dense, out_shardings=shardings(self.mesh, specs))
+        rest = make(jax.random.key(seed), np.asarray(logits, np.float32))
+        return dataclasses.replace(rest, dense=self._dense(seed))
 
-    def _make(self, key: jax.Array, base_logits: jax.Array) -> TrainState:
-        dense_key, table_key, run_key = jax.random.split(key, 3)
+    def _dense(self, seed: int) -> Vectors:
         buckets = self.parts.buckets
-        dense = buckets.flatten(nnx.state(_build(self.config, self.schema, dense_key)))
+
+        def vector(name: str) -> jax.Array:
+            size = buckets.buckets[name].size
+            draw = functools.cache(functools.partial(buckets.draw, seed, name))  # replicas hold the same shares
+
+            def share(index: tuple[slice, ...] | None) -> np.ndarray:
+                start, stop, _ = (index[0] if index else slice(None)).indices(size)
+                return draw(start, stop)
+
+            return jax.make_array_from_callback((size,), NamedSharding(self.mesh, self.specs.dense[name]), share)
+
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy draws without the interpreter's lock
+            return dict(zip(buckets.buckets, pool.map(vector, buckets.buckets), strict=True))
+
+    def _without_dense(self, key: jax.Array, base_logits: jax.Array) -> TrainState:
+        table_key, run_key = jax.random.split(key)
+        buckets = self.parts.buckets
+        zeros = {name: jnp.zeros(bucket.size) for name, bucket in buckets.buckets.items()}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            dense=dense,
-            dense_opt=dense_optimizer(self.config.optimizer, buckets).init(dense),
+            dense={},
+            dense_opt=dense_optimizer(self.config.optimizer, buckets).init(zeros),
             tables=self.parts.tables.init(table_key),
             base_logits=base_logits,
             key=run_key,
@@ -251,7 +275,7 @@ class Program:
     @functools.cached_property
     def positional(self) -> dict[str, str]:
         """Kind of schema member -> a parameter that depends on their order alone; see `nn.parameters.positional_kinds`."""
-        return positional_kinds(lambda schema: _build(self.config, schema, 0), self.schema)
+        return positional_kinds(functools.partial(_build, self.config), self.schema)
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says of the run, for people and for comparison; JSON-able."""
@@ -278,5 +302,5 @@ def _version() -> str | None:
         return None
 
 
-def _build(config: Config, schema: Schema, key: jax.Array | int) -> Model:
-    return config.model.build(schema, policy=config.precision, rngs=nnx.Rngs(key))
+def _build(config: Config, schema: Schema) -> Model:
+    return config.model.build(schema, policy=config.precision, rngs=nnx.Rngs(0))

@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
+from gem_jax.nn.initializers import Initializer, key_of
 from gem_jax.nn.parameters import Names
 
 type Vectors = dict[str, Float[Array, " P"]]
@@ -51,6 +53,7 @@ class Member:
       axes: names of the places along each axis, or None where they have none.
       bucket: name of the bucket.
       start: place of its first number there.
+      init: what its numbers are drawn from.
     """
 
     path: str
@@ -58,6 +61,7 @@ class Member:
     axes: tuple[Names | None, ...]
     bucket: str
     start: int
+    init: Initializer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,9 @@ class Buckets:
             bucket = _bucket_name(name, kind)
             start = filled.get(bucket, 0)
             shape = tuple(variable.get_value().shape)
-            members.append(Member(path=name, shape=shape, axes=kind["axes"], bucket=bucket, start=start))
+            members.append(
+                Member(path=name, shape=shape, axes=kind["axes"], bucket=bucket, start=start, init=kind["init"])
+            )
             filled[bucket] = start + math.prod(shape)
             kinds[bucket] = kind
         return cls(
@@ -126,6 +132,16 @@ class Buckets:
     def unflatten(self, vectors: Vectors) -> nnx.State:
         """The state that the buckets hold."""
         return jax.tree.unflatten(self.treedef, list(self.named(vectors).values()))
+
+    def draw(self, seed: int, bucket: str, start: int, stop: int) -> Float32[np.ndarray, " n"]:
+        """Numbers `start` to `stop` of a new bucket; each depends on the seed, its parameter's name and its place there."""
+        numbers = np.zeros(stop - start, np.float32)
+        for member in self.members:
+            first, last = max(start, member.start), min(stop, member.start + math.prod(member.shape))
+            if member.bucket == bucket and first < last:
+                key = key_of(seed, member.path)
+                numbers[first - start : last - start] = member.init.draw(key, first - member.start, last - member.start)
+        return numbers
 
     def named(self, vectors: Vectors) -> dict[str, Array]:
         """Each parameter's array, or that of one of its optimizer slots, by the parameter's name."""

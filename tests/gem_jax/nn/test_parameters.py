@@ -1,8 +1,8 @@
 """Names of places, and what a parameter says of itself."""
 
-import jax.numpy as jnp
 import pytest
 
+from gem_jax.nn.initializers import ZEROS
 from gem_jax.nn.parameters import flattened, joined, numbered, pairs, parameter
 
 
@@ -19,14 +19,14 @@ def test_a_pair_has_one_name_whichever_comes_first():
 
 
 def test_parameters_carry_their_metadata():
-    p = parameter(jnp.zeros((2, 3)), decay=True, axes=(("a", "b"), None))
+    p = parameter(ZEROS, (2, 3), decay=True, axes=(("a", "b"), None))
     assert (p.decay, p.exact, p.group, p.axes) == (True, False, "dense", (("a", "b"), None))
-    p = parameter(jnp.zeros(2), decay=False, group="adapter")
+    p = parameter(ZEROS, (2,), decay=False, group="adapter")
     assert (p.decay, p.exact, p.group, p.axes) == (False, True, "adapter", (None,))
-    assert parameter(jnp.zeros(2), decay=True, exact=True).exact
+    assert parameter(ZEROS, (2,), decay=True, exact=True).exact
 
 
 @pytest.mark.parametrize("axes", [(("a", "b"),), (("a", "b", "c"), None), (("a", "a"), None)])
 def test_names_fit_the_axis_and_stand_once(axes):
     with pytest.raises(AssertionError):
-        parameter(jnp.zeros((2, 3)), decay=True, axes=axes)
+        parameter(ZEROS, (2, 3), decay=True, axes=axes)

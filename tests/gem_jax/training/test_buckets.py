@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from gem_jax.models import GemConfig
+from gem_jax.nn.initializers import ZEROS, key_of
 from gem_jax.nn.parameters import parameter
 from gem_jax.precision.policy import Policy
 from gem_jax.training.buckets import Buckets, unit_of
@@ -113,13 +114,12 @@ class Strange(nnx.Module):
     """Parameters of every kind, and one more."""
 
     def __init__(self, *, with_mystery: bool):
-        zeros = jnp.zeros(3)
-        self.usual = parameter(zeros, decay=True)
-        self.exact = parameter(zeros, decay=True, exact=True)
-        self.norm = parameter(zeros, decay=False)
-        self.coarse = parameter(zeros, decay=False, exact=False)
-        self.adapter = parameter(zeros, decay=True, group="adapter")
-        self.mystery = nnx.Param(zeros) if with_mystery else None
+        self.usual = parameter(ZEROS, (3,), decay=True)
+        self.exact = parameter(ZEROS, (3,), decay=True, exact=True)
+        self.norm = parameter(ZEROS, (3,), decay=False)
+        self.coarse = parameter(ZEROS, (3,), decay=False, exact=False)
+        self.adapter = parameter(ZEROS, (3,), decay=True, group="adapter")
+        self.mystery = nnx.Param(jnp.zeros(3)) if with_mystery else None
 
 
 def test_what_is_treated_unlike_the_others_has_a_bucket_of_its_own():
@@ -137,3 +137,19 @@ def test_what_is_treated_unlike_the_others_has_a_bucket_of_its_own():
 def test_a_parameter_without_metadata_is_named():
     with pytest.raises(AssertionError, match="parameter 'mystery' was not made by nn.parameters.parameter"):
         Buckets.of(nnx.state(Strange(with_mystery=True)))
+
+
+def test_a_new_bucket_is_its_parameters_draws_whatever_part_is_asked_for():
+    """A share of any device is a part of the whole, and a parameter's numbers depend on its name and the seed alone."""
+    buckets = Buckets.of(abstract_state(), num_shards=3)
+    for name, bucket in buckets.buckets.items():
+        whole = buckets.draw(7, name, 0, bucket.size)
+        ends = np.linspace(0, bucket.size, 4).astype(int)
+        parts = [buckets.draw(7, name, int(start), int(stop)) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+        members = [m for m in buckets.members if m.bucket == name]
+        for m in members:
+            size = int(np.prod(m.shape))
+            expected = m.init.draw(key_of(7, m.path), 0, size)
+            np.testing.assert_array_equal(whole[m.start : m.start + size], expected)
+        assert not whole[sum(int(np.prod(m.shape)) for m in members) :].any()
