@@ -56,5 +56,5 @@ def operations(attend: Callable[[Array, Array, Array, Layout, Settings], Array])
     return jagged_attention, gdpa, seed_attention
 
 
-def _dense(batch, rows):
+def _dense(batch: int, rows: int) -> tuple[Array, Array]:
     return jnp.arange(batch, dtype=jnp.int32) * rows, jnp.full((batch,), rows, jnp.int32)
