@@ -1,9 +1,10 @@
 """Which backend runs a call: the fastest that can, and a warning where a faster one refuses.
 
-An operation's folder lists its backends, fastest first. A backend says two things apart. `supported_on(device)`: does it
-run on such a device at all? What a CPU cannot run is passed over in silence. `supports(request)`: has it this case? On a
-device that it runs on, a refusal is a slower step that the caller could often avoid (another dtype, a missing package), so
-it is said, once per operation, backend and reason. Reasons are whole sentences without the backend's name, for both.
+An operation's folder lists its backends, fastest first. A backend says three things apart. `supported_on(device)`: does it
+run on such a device at all? `is_fast(request)`: is this a size at which it is faster than those after it? What a CPU cannot
+run, and what others run faster, is passed over in silence. `supports(request)`: has it this case? Where it would be the
+fastest, a refusal is a slower step that the caller could often avoid (another dtype, a missing package), so it is said, once
+per operation, backend and reason. Reasons are whole sentences without the backend's name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from typing import Any
 import jax
 
 
+def at_any_size(request: Any) -> bool:
+    """`Backend.is_fast` of what is faster than those after it whatever the size."""
+    del request
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class Backend:
     """One implementation of an operation.
@@ -30,12 +37,15 @@ class Backend:
       module: path of the module whose functions are named as the operations are; imported on first use.
       supported_on: a device -> None, or why this backend never runs there.
       supports: a request (the operation's own description of a call) -> None, or why not this one.
+      is_fast: a request -> is it of a size at which this backend is faster than those after it, as measured? A caller who
+        names the backend gets it at any size.
     """
 
     name: str
     module: str
     supported_on: Callable[[Any], str | None]
     supports: Callable[[Any], str | None]
+    is_fast: Callable[[Any], bool] = at_any_size
 
     def load(self) -> types.ModuleType:
         """The module, imported."""
@@ -59,7 +69,7 @@ def choose(operation: str, backends: Sequence[Backend], request: Any, name: str 
     if name is not None:
         return _named(operation, backends, request, name, device)
     for backend in backends:
-        if backend.supported_on(device) is not None:
+        if backend.supported_on(device) is not None or not backend.is_fast(request):
             continue
         reason = backend.supports(request)
         if reason is None:

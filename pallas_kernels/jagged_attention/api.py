@@ -60,9 +60,9 @@ def jagged_attention(
       num_targets: int32 [B]; the last tokens of each sequence that are targets (see `Mask`).
         Fewer than 0 count as 0, more than the length as all.
       bias: HSTU's relative bias ("reference" and "xla" only).
-      implementation: None takes the fastest backend that has the case on this device: mosaic_gpu on a Hopper
-        GPU, triton on any from Ampere on, xla everywhere. Where a faster one refuses the case, a warning says so
-        once. A name runs that backend or raises.
+      implementation: None takes the fastest backend that has the case on this device: triton_short for a max_len of
+        at most 256 and otherwise triton on a GPU from Ampere on, mosaic_gpu on a Hopper GPU, xla everywhere. Where
+        a faster one refuses the case, a warning says so once. A name runs that backend or raises.
       deterministic: gradients bitwise equal from run to run ("mosaic_gpu": two kernels instead of a
         fused one; the other backends always are).
       work_list: `make_work_list(...)`, to share one work list over layers; "mosaic_gpu" only, others ignore it.
@@ -84,7 +84,7 @@ def jagged_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.shape[0] == 0 or starts.shape[0] == 0:
         return jnp.zeros_like(q)
-    request = Request(q.dtype, q.shape[-1], scale, has_bias=bias is not None)
+    request = Request(q.dtype, q.shape[-1], scale, max_len, has_bias=bias is not None)
     options = dict(max_len=max_len, kind=kind, mask=mask, scale=scale, deterministic=deterministic, work_list=work_list)
     run = _backend("jagged_attention", request, implementation)
     return run(q, k, v, starts, lengths, num_targets, bias, **options)
@@ -131,7 +131,8 @@ def gdpa(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.size == 0 or k.size == 0:
         return jnp.zeros_like(q)
-    run = _backend("gdpa", Request(q.dtype, q.shape[-1], scale, dense_keys=k.shape[1]), implementation)
+    request = Request(q.dtype, q.shape[-1], scale, max(max_len, k.shape[1]), dense_keys=k.shape[1])
+    run = _backend("gdpa", request, implementation)
     return run(q, k, v, starts, lengths, max_len=max_len, activation=activation, scale=scale)
 
 
@@ -173,7 +174,8 @@ def seed_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if q.size == 0 or k.shape[0] == 0:
         return jnp.zeros_like(q)
-    run = _backend("seed_attention", Request(q.dtype, q.shape[-1], scale), implementation)
+    request = Request(q.dtype, q.shape[-1], scale, max(max_len, q.shape[1]))
+    run = _backend("seed_attention", request, implementation)
     return run(q, k, v, starts, lengths, max_len=max_len, kind=kind, scale=scale)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from pallas_kernels.common import dispatch
 from pallas_kernels.common.dispatch import Backend
 
-HEAD_DIMS = (32, 64, 128, 256)  # of the GPU backends
+HEAD_DIMS = (32, 64, 128, 256)  # of the backends whose tiles lie in one history
 NARROW = ("bfloat16", "float16")
+SHORT = 256  # rows, up to which tiles of many histories are faster (NOTES.md: "Short histories")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Request:
       dtype: of q, k and v.
       head_dim: K.
       scale: of the scores.
+      longest: the most rows that one example may have, of queries or of keys.
       has_bias: is there a relative bias?
       dense_keys: GDPA's keys of an example (J); None for the other operations.
     """
@@ -27,6 +29,7 @@ class Request:
     dtype: Any
     head_dim: int
     scale: float
+    longest: int
     has_bias: bool = False
     dense_keys: int | None = None
 
@@ -57,12 +60,29 @@ def triton_supports(request: Request) -> str | None:
     return _gpu_supports(request) or dispatch.package_missing("triton", "jax_triton")
 
 
+def is_short(request: Request) -> bool:
+    """Are an example's rows so few that a tile should hold several examples?"""
+    return request.longest <= SHORT
+
+
+def triton_short_supports(request: Request) -> str | None:
+    """None, or why the Triton kernels for short histories have not this case."""
+    if request.has_bias:
+        return "it has no relative bias."
+    if str(request.dtype) not in (*NARROW, "float32"):
+        return f"it takes bfloat16, float16 and float32, got {request.dtype}."
+    if request.head_dim % 16 or not 0 < request.head_dim <= HEAD_DIMS[-1]:
+        return f"it takes heads of multiples of 16 up to {HEAD_DIMS[-1]}, got {request.head_dim}."
+    return dispatch.package_missing("triton", "jax_triton")
+
+
 def _everything(request: Request) -> None:
     del request
 
 
 _HERE = "pallas_kernels.jagged_attention"
 BACKENDS = (
+    Backend("triton_short", f"{_HERE}.triton_short", dispatch.on_ampere_or_later, triton_short_supports, is_short),
     Backend("mosaic_gpu", f"{_HERE}.mosaic_gpu", dispatch.on_hopper, mosaic_gpu_supports),
     Backend("triton", f"{_HERE}.triton", dispatch.on_ampere_or_later, triton_supports),
     Backend("xla", f"{_HERE}.xla", dispatch.anywhere, _everything),

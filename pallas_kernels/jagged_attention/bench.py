@@ -17,7 +17,7 @@ import numpy as np
 
 from pallas_kernels.common import timing
 from pallas_kernels.common.shapes import Sequences, Shapes
-from pallas_kernels.jagged_attention import Mask, api, bench_peers, bench_step, make_work_list
+from pallas_kernels.jagged_attention import Mask, api, bench_peers, bench_short, bench_step, make_work_list
 
 BATCH = 32
 BACKWARD_FLOPS = 2.5  # of the forward pass's: 5 matmuls, 2 there
@@ -148,7 +148,7 @@ def rows(commit: str = "", shapes: Shapes | None = None) -> Iterator[dict]:
             peer = cudnn(BATCH, case.heads, case.head_dim, case.max_len) if _comparable(case) else {}
             yield _row(case, name, timing.milliseconds(*call), peer.get(name), ceiling) | machine
     if shapes is None:
-        for row in (*_work_list_rows(), *_step_rows()):
+        for row in (*_work_list_rows(), *_step_rows(), *bench_short.rows()):
             yield row | machine
 
 
@@ -196,6 +196,9 @@ def _step_rows() -> Iterator[dict]:
 
 def line(row: dict) -> str:
     """A row for the terminal."""
+    if row["op"] == "short_histories":
+        described = f"{row['kind']:8} n <= {row['max_len']} {row['pass']} {row['implementation']:13}"
+        return f"{described} {row['ms']:8.3f} ms, bytes once {row['bytes_once_ms']:.3f}"
     if "tflops" not in row:
         work_list = f", work list {row['work_list']}" if "work_list" in row else ""
         return f"{row['op']} {row['max_len']} {row['lengths']}{work_list}: {row['ms']:.3f} ms"

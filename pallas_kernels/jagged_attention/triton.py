@@ -14,19 +14,10 @@ import numpy as np
 from jax import Array
 
 from pallas_kernels.jagged_attention import tiles
-from pallas_kernels.jagged_attention.mask import Mask, key_bounds
+from pallas_kernels.jagged_attention.mask import key_bounds
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
+from pallas_kernels.jagged_attention.triton_problem import Settings, operations
 from pallas_kernels.jagged_attention.worklist import TILE, Layout, tile_table
-
-
-class Settings(NamedTuple):
-    """Static choices of one call; hashable. `mask` None: cross attention, everything sees everything."""
-
-    kind: str
-    mask: Mask | None
-    scale: float
-    divide_by: float
-    has_targets: bool
 
 
 class Launch(NamedTuple):
@@ -45,53 +36,6 @@ def launches(head_size: int) -> tuple[Launch, Launch]:
     if head_size == 128:
         return Launch(64, 64, 4, 2), Launch(64, 64, 8, 1)
     return Launch(64, 32, 8, 1), Launch(32, 32, 4, 1)
-
-
-def jagged_attention(
-    q,
-    k,
-    v,
-    starts,
-    lengths,
-    num_targets,
-    bias,
-    *,
-    max_len: int,
-    kind: str,
-    mask: Mask,
-    scale: float,
-    deterministic: bool,
-    work_list,
-) -> Array:
-    """See `api.jagged_attention`. Always deterministic; makes its own list of tiles."""
-    del bias, deterministic, work_list
-    history = lengths if num_targets is None else lengths - num_targets
-    layout = Layout(starts, lengths, starts, lengths, history)
-    divide_by = 1.0 if kind == "softmax" else float(max_len)
-    return _attend(q, k, v, layout, Settings(kind, mask, scale, divide_by, num_targets is not None))
-
-
-def gdpa(q, k, v, starts, lengths, *, max_len: int, activation: str, scale: float) -> Array:
-    """See `api.gdpa`."""
-    del max_len
-    batch, keys = k.shape[:2]
-    kv_start, kv_length = _dense(batch, keys)
-    layout = Layout(starts, lengths, kv_start, kv_length, lengths)
-    k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
-    return _attend(q, k, v, layout, Settings(activation, None, scale, 1.0, False))
-
-
-def seed_attention(q, k, v, starts, lengths, *, max_len: int, kind: str, scale: float) -> Array:
-    """See `api.seed_attention`; q is [B, n, H, K]."""
-    q_start, q_length = _dense(*q.shape[:2])
-    layout = Layout(q_start, q_length, starts, lengths, lengths)
-    divide_by = 1.0 if kind == "softmax" else float(max_len)
-    out = _attend(q.reshape(-1, *q.shape[2:]), k, v, layout, Settings(kind, None, scale, divide_by, False))
-    return out.reshape(q.shape)
-
-
-def _dense(batch, rows):
-    return jnp.arange(batch, dtype=jnp.int32) * rows, jnp.full((batch,), rows, jnp.int32)
 
 
 def _items(layout: Layout, settings: Settings, tiled: str, num_rows: int, heads: int, rows: int, tile: int) -> Array:
@@ -187,3 +131,4 @@ def _like(x):
 
 
 _attend.defvjp(_forward, _backward)
+jagged_attention, gdpa, seed_attention = operations(_attend)

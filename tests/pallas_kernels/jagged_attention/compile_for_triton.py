@@ -1,21 +1,37 @@
-"""Compile the Triton kernels for a GPU that is not there: prints bytes of shared memory and of spills. See the test."""
+"""Compile Triton kernels for a GPU that is not there: prints bytes of shared memory and the matrix instruction. See the tests."""
 
 import itertools
 import sys
 
+import jax
+import jax.numpy as jnp
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pallas_kernels.jagged_attention import Mask, triton_kernels, triton_short, triton_short_kernels
 from pallas_kernels.jagged_attention import triton as backend
-from pallas_kernels.jagged_attention import triton_kernels
+from pallas_kernels.jagged_attention.triton_problem import Settings
 
 POINTERS = {
     "forward": ("q", "k", "v", "items", "low", "high", "o", "log_sum"),
     "backward_kv": ("q", "k", "v", "do", "log_sum", "delta", "items", "low", "high", "dk", "dv"),
     "backward_q": ("q", "k", "v", "do", "log_sum", "delta", "items", "low", "high", "dq"),
 }
-TYPES = dict.fromkeys(("items", "low", "high"), "*i32") | dict.fromkeys(("log_sum", "delta"), "*fp32")
+SHORT_POINTERS = {
+    "forward": ("q", "k", "v", "spans", "reach", "o", "log_sum"),
+    "backward": ("q", "k", "v", "do", "o", "log_sum", "spans", "reach", "dq", "dk", "dv"),
+}
+TYPES = dict.fromkeys(("items", "low", "high", "spans", "reach"), "*i32") | dict.fromkeys(("log_sum", "delta"), "*fp32")
+
+
+def compile_one(kernel, kind, pointers, static, launch, capability):
+    signature = {x: TYPES.get(x, "*bf16") for x in pointers} | dict.fromkeys(static, "constexpr")
+    source = ASTSource(kernel, signature, static, {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))})
+    options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    matmul = next((x for x in ("wgmma", "mma.sync") if x in compiled.asm["ptx"]), "none")
+    print(f"{kernel.__name__} {kind} shared {compiled.metadata.shared} matmul {matmul}", flush=True)
 
 
 def main(capability: int, size: int):
@@ -24,14 +40,17 @@ def main(capability: int, size: int):
         launch = launches[name != "forward"]
         static = dict(n=64, rows_total=4096, heads=4, kv_heads=2, scale=0.1, factor=1.0, KIND=kind, TARGETS=True)
         static |= dict(D=size, QUERIES=launch.queries, KEYS=launch.keys)
-        signature = {x: TYPES.get(x, "*bf16") for x in POINTERS[name]} | dict.fromkeys(static, "constexpr")
-        aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(POINTERS[name]))}
-        source = ASTSource(getattr(triton_kernels, name), signature, static, aligned)
-        options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        matmul = next((x for x in ("wgmma", "mma.sync") if x in compiled.asm["ptx"]), "none")
-        print(f"{name} {kind} shared {compiled.metadata.shared} matmul {matmul}", flush=True)
+        compile_one(getattr(triton_kernels, name), kind, POINTERS[name], static, launch, capability)
+
+
+def short(capability: int, size: int):
+    """Self-attention and, with no mask, cross attention."""
+    rows = jax.ShapeDtypeStruct((4096, 4, size), jnp.bfloat16)
+    for name, kind, mask in itertools.product(SHORT_POINTERS, ("silu", "softmax"), (Mask(), None)):
+        launch = triton_short.launches(size, rows.dtype)[name == "backward"]
+        static = triton_short.static_arguments(rows, rows, Settings(kind, mask, 0.1, 1.0, False), launch)
+        compile_one(getattr(triton_short_kernels, name), kind, SHORT_POINTERS[name], static, launch, capability)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    (short if sys.argv[3:] == ["short"] else main)(int(sys.argv[1]), int(sys.argv[2]))

@@ -59,7 +59,12 @@ def test_wrong_dense_arguments():
 
 
 @pytest.mark.parametrize(
-    ("implementation", "message"), [("mosaic_gpu", "Hopper"), ("triton", "Ampere|jax-triton|triton")]
+    ("implementation", "message"),
+    [
+        ("mosaic_gpu", "Hopper"),
+        ("triton", "Ampere|jax-triton|triton"),
+        ("triton_short", "Ampere|jax-triton|triton"),
+    ],
 )
 def test_gpu_backends_say_what_they_need(implementation, message):
     if jax.default_backend() == "gpu":
@@ -112,6 +117,11 @@ CPU = types.SimpleNamespace(platform="cpu")
         (H100, dict(dense_keys=12), "triton", "multiple of 8 keys an example, got 12"),
         (H100, dict(scale=-1.0), "triton", "positive scale"),
         (L4, dict(), "triton", ""),
+        (H100, dict(longest=256), "triton_short", ""),
+        (H100, dict(longest=257), "mosaic_gpu", ""),
+        (L4, dict(longest=64, dtype=jnp.dtype("float32"), head_dim=48), "triton_short", ""),
+        (L4, dict(longest=64, head_dim=512), "xla", "multiples of 16 up to 256, got 512"),
+        (CPU, dict(longest=64), "xla", ""),
         (T4, dict(), "xla", ""),
         (T4, dict(head_dim=48), "xla", ""),
         (CPU, dict(has_bias=True), "xla", ""),
@@ -121,13 +131,15 @@ def test_the_fastest_backend_that_can_is_taken(device, request_of, expected, war
     dispatch._warn_once.cache_clear()
     monkeypatch.setattr(dispatch, "default_device", lambda: device)
     monkeypatch.setattr(dispatch, "package_missing", lambda *names: None)
-    request = backends.Request(**dict(dtype=jnp.dtype("bfloat16"), head_dim=128, scale=0.1) | request_of)
+    request = backends.Request(**dict(dtype=jnp.dtype("bfloat16"), head_dim=128, scale=0.1, longest=4096) | request_of)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         names = {dispatch.choose("gdpa", backends.BACKENDS, request).name for _ in range(2)}
     assert names == {expected}
     messages = [str(warning.message) for warning in said]
-    assert len(messages) == bool(warned) and all(warned in message and "gdpa" in message for message in messages)
+    assert bool(messages) == bool(warned) and all("gdpa" in message for message in messages)
+    assert not warned or any(warned in message for message in messages)
+    assert len(set(messages)) == len(messages)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +153,7 @@ def test_the_fastest_backend_that_can_is_taken(device, request_of, expected, war
 def test_each_faster_backend_that_refuses_is_named_once(request_of, reason, monkeypatch):
     dispatch._warn_once.cache_clear()
     monkeypatch.setattr(dispatch, "default_device", lambda: H100)
-    request = backends.Request(**dict(dtype=jnp.dtype("bfloat16"), head_dim=128, scale=0.1) | request_of)
+    request = backends.Request(**dict(dtype=jnp.dtype("bfloat16"), head_dim=128, scale=0.1, longest=4096) | request_of)
     with pytest.warns(UserWarning, match=reason) as said:
         assert dispatch.choose("jagged_attention", backends.BACKENDS, request).name == "xla"
     assert [name for w in said for name in ("mosaic_gpu", "triton") if f'"{name}"' in str(w.message)] == [
@@ -152,7 +164,7 @@ def test_each_faster_backend_that_refuses_is_named_once(request_of, reason, monk
 
 
 def test_a_named_backend_runs_or_says_why(monkeypatch):
-    request = backends.Request(jnp.dtype("bfloat16"), 48, 0.1)
+    request = backends.Request(jnp.dtype("bfloat16"), 48, 0.1, 4096)
     with pytest.raises(NotImplementedError, match='"mosaic_gpu" cannot run this gdpa: it takes heads of'):
         dispatch.choose("gdpa", backends.BACKENDS, request, "mosaic_gpu")
     assert dispatch.choose("gdpa", backends.BACKENDS, request, "reference").name == "reference"

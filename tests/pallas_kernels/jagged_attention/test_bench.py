@@ -10,7 +10,7 @@ import pytest
 from pallas_kernels.common import timing
 from pallas_kernels.common import tuning as common_tuning
 from pallas_kernels.common.shapes import Sequences, Shapes
-from pallas_kernels.jagged_attention import Mask, bench, bench_peers, bench_step, tune, tuning
+from pallas_kernels.jagged_attention import Mask, bench, bench_peers, bench_short, bench_step, tune, tuning
 
 RESULTS = pathlib.Path(bench.__file__).parent / "results"
 FIELDS = {
@@ -34,6 +34,8 @@ def test_rows_and_table(monkeypatch):
     step = bench_step.Step(batch=2, max_len=64, layers=2, heads=2, head_dim=16, implementation="xla")
     for name, value in dict(CASES=cases, BATCH=2, STEP=step).items():
         monkeypatch.setattr(bench, name, value)
+    short = bench_short.Short(4, 24, 9, heads=2, head_dim=16, calls=2)
+    monkeypatch.setattr(bench_short, "CASES", (short,))
     quick(monkeypatch)
     flops = cases[0].flops()
     peer = {"fwd": flops / 2.0 / 1e9, "bwd": 2.5 * flops / 3.0 / 1e9}  # of 2 and 3 TFLOP/s
@@ -43,8 +45,16 @@ def test_rows_and_table(monkeypatch):
     assert [(row["kind"], row["pass"]) for row in measured] == [("silu", "fwd"), ("silu", "bwd"), ("gdpa", "fwd")]
     assert all(set(row) == FIELDS and row["ms"] > 0 and row["commit"] == "abc" for row in measured)
     assert [row["cudnn_tflops"] for row in measured] == [2.0, 3.0, None]
-    assert {row["op"] for row in rows} == {"matmul", "jagged_attention", "make_work_list", "train_step"}
+    assert {row["op"] for row in rows} == {
+        "matmul",
+        "jagged_attention",
+        "make_work_list",
+        "train_step",
+        "short_histories",
+    }
     assert [row["work_list"] for row in rows if row["op"] == "train_step"] == ["given", "inside"]
+    once = [(row["pass"], row["implementation"]) for row in rows if row["op"] == "short_histories"]
+    assert once == [("fwd", "xla"), ("bwd", "xla")]  # the others need a GPU
     assert len(bench.table(rows).splitlines()) == 2 + len(measured)
     assert all(bench.line(row) for row in rows)
 

@@ -13,7 +13,7 @@ from tests.pallas_kernels.jagged_attention.cases import GPU_LENGTHS, LENGTHS, MA
 from tests.pallas_kernels.jagged_attention.emulator import emulated
 
 EMULATED = "mosaic_gpu on a CPU"  # see `emulator`
-GPU_BACKENDS = [pytest.param(name, marks=pytest.mark.gpu) for name in ("mosaic_gpu", "triton")]
+GPU_BACKENDS = [pytest.param(name, marks=pytest.mark.gpu) for name in ("mosaic_gpu", "triton", "triton_short")]
 
 
 def attention(case: Case, implementation, **more):
@@ -175,10 +175,24 @@ def test_gpu_many_tiles_a_program(name, size, kind, deterministic):
     assert_contract(case, "mosaic_gpu", deterministic=deterministic)
 
 
+SHORT_LENGTHS = (0, 3, 64, 1, 17, 0, 33, 8, 60) * 12
+
+
 @pytest.mark.gpu
-def test_deterministic_gradients_are_bitwise_equal():
+@pytest.mark.parametrize("kind", ["silu", "softmax"])
+@pytest.mark.parametrize("name", MASKS)
+def test_gpu_many_short_histories(name, kind):
+    """What the tiles of many histories are for; float32 too, and heads that are no power of two."""
+    for dtype, size in (("bfloat16", 64), ("float32", 48)):
+        case = Case(SHORT_LENGTHS, heads=4, kv_heads=2, size=size, kind=kind, mask=MASKS[name], dtype=dtype)
+        assert_contract(case, "triton_short")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ["mosaic_gpu", "triton_short"])
+def test_deterministic_gradients_are_bitwise_equal(implementation):
     case = Case(GPU_LENGTHS, size=128, dtype="bfloat16", heads=4, kv_heads=4)
-    run = jax.jit(attention(case, "mosaic_gpu", deterministic=True))
+    run = jax.jit(attention(case, implementation, deterministic=True))
     arrays = case.arrays()
     first = jax.tree.map(np.asarray, run(*arrays))
     for _ in range(10):
