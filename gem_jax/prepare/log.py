@@ -5,17 +5,17 @@ Whatever holds the rows, they come out the same: in the order of the files (sort
 """
 
 import os
-import pathlib
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset
-import pyarrow.fs
 
+from gem_jax.data.parquet.files import arrow_filesystem, named
 from gem_jax.data.source import DataError
 from gem_jax.prepare.types import cast, plain_schema
 
@@ -66,15 +66,15 @@ def open_log(log: Any, types: dict[str, pa.DataType] | None = None) -> Log:
     """The log at a path, or in a table.
 
     Args:
-      log: a CSV or Parquet file, a folder of either (subfolders `column=value` are columns), or a table that pyarrow, pandas 2.2 or
-        Polars made: anything with `__arrow_c_stream__`.
+      log: a CSV or Parquet file, a folder of either (subfolders `column=value` are columns), also by a URL that fsspec knows; or a
+        table that pyarrow, pandas 2.2 or Polars made: anything with `__arrow_c_stream__`.
       types: what columns of CSV text are; others are guessed from the text.
 
     Raises:
       DataError: nothing is there, it is of another kind, its files do not fit together, or a column stands twice.
     """
     if isinstance(log, str | os.PathLike):
-        return _Files(pathlib.Path(log).expanduser(), types or {})
+        return _Files(os.path.expanduser(log), types or {})
     if not hasattr(log, "__arrow_c_stream__"):
         raise DataError(
             f"a log cannot be a '{type(log).__name__}'; give a path, or a table of pyarrow, Polars or pandas (2.2 or newer)"
@@ -121,15 +121,18 @@ class _Table:
 class _Files:
     """A log in files of one format."""
 
-    def __init__(self, path: pathlib.Path, types: dict[str, pa.DataType]):
-        self.name = str(path)
+    def __init__(self, path: str, types: dict[str, pa.DataType]):
+        self.name = path
         self._types = types
-        files, kind = _find(path)
+        with named(f"{path} cannot be read", "see that the path is right and its file system installed"):
+            filesystem, root = fsspec.core.url_to_fs(path)
+            inner, kind = _find(filesystem, root, path)
         self._is_csv = kind != "parquet"
         self._delimiter = {"tsv": "\t"}.get(kind, ",")
-        self._fragments = [self._format().make_fragment(str(file), pyarrow.fs.LocalFileSystem()) for file in files]
+        files = arrow_filesystem(filesystem)
+        self._fragments = [self._format().make_fragment(f"{root}/{name}" if name else root, files) for name in inner]
         self._own = [_own_schema(fragment) for fragment in self._fragments]
-        self._folders = [_folder_values(file, path) for file in files]
+        self._folders = [_folder_values(name) for name in inner]
         self.schema = self._unified()
         self._count = self._settle_types() if self._is_csv else sum(f.count_rows() for f in self._fragments)
 
@@ -215,10 +218,9 @@ def _own_schema(fragment: pyarrow.dataset.Fragment) -> pa.Schema:
     return own
 
 
-def _folder_values(file: pathlib.Path, log: pathlib.Path) -> dict[str, str | None]:
+def _folder_values(inner: str) -> dict[str, str | None]:
     """What the folders between a log and its file say, as Hive names them: `column=value`."""
-    parts = file.relative_to(log).parts[:-1] if file != log else ()
-    pairs = (part.partition("=") for part in parts)
+    pairs = (part.partition("=") for part in inner.split("/")[:-1])
     values = {name: urllib.parse.unquote(value) for name, equals, value in pairs if equals}
     return {name: None if value == _HIVE_NULL else value for name, value in values.items()}
 
@@ -260,36 +262,43 @@ def _explained(error: Exception, file: str, names: list[str]) -> DataError:
     return DataError(f"{file} cannot be read: {_first_line(error)}")
 
 
-def _find(path: pathlib.Path) -> tuple[list[pathlib.Path], str]:
-    """The files of a log, and their format."""
-    if not path.exists():
-        raise DataError(f"{path} does not exist; give a CSV or Parquet file, or a folder of them")
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and not _is_hidden(f, path))
-    if not files:
-        raise DataError(f"{path} holds no files; give a CSV or Parquet file, or a folder of them")
-    strange = [f for f in files if _format_of(f) is None]
-    if strange:
-        raise DataError(
-            f"{strange[0]} is neither CSV nor Parquet by its name; a log's files end in {', '.join(FORMATS)}"
-        )
-    kinds = {_format_of(f): f for f in files}
+def _find(filesystem: fsspec.AbstractFileSystem, root: str, given: str) -> tuple[list[str], str]:
+    """The files of a log as paths below it ("" for the log itself), and their format."""
+    if not filesystem.exists(root):
+        raise DataError(f"{given} does not exist; give a CSV or Parquet file, or a folder of them")
+    if filesystem.isfile(root):
+        sizes = {"": filesystem.size(root)}
+    else:
+        found = filesystem.find(root, detail=True)
+        sizes = {file[len(root) :].strip("/"): found[file]["size"] for file in found}
+        sizes = {name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/")) if not _is_hidden(name)}
+    if not sizes:
+        raise DataError(f"{given} holds no files; give a CSV or Parquet file, or a folder of them")
+    kinds: dict[str, str] = {}
+    for name in sizes:
+        kind, shown = _format_of(name or root), f"{given.removesuffix('/')}/{name}" if name else given
+        if kind is None:
+            raise DataError(
+                f"{shown} is neither CSV nor Parquet by its name; a log's files end in {', '.join(FORMATS)}"
+            )
+        kinds.setdefault(kind, shown)
     if len(kinds) > 1:
         raise DataError(
-            f"{path} holds files of several formats, e.g. {' and '.join(map(str, kinds.values()))}; give one of them"
+            f"{given} holds files of several formats, e.g. {' and '.join(kinds.values())}; give one of them"
         )
-    files = [f for f in files if f.stat().st_size]
-    if not files:
-        raise DataError(f"{path} is empty; give a log with rows")
-    return files, str(_format_of(files[0]))
+    with_rows = [name for name, size in sizes.items() if size]
+    if not with_rows:
+        raise DataError(f"{given} is empty; give a log with rows")
+    return with_rows, next(iter(kinds))
 
 
-def _is_hidden(file: pathlib.Path, folder: pathlib.Path) -> bool:
+def _is_hidden(name: str) -> bool:
     """What Spark, Hive and file systems leave beside the data: names that begin with a dot or an underscore."""
-    return any(part[0] in "._" and "=" not in part for part in file.relative_to(folder).parts)
+    return any(part[0] in "._" and "=" not in part for part in name.split("/"))
 
 
-def _format_of(file: pathlib.Path) -> str | None:
-    return next((FORMATS[end] for end in sorted(FORMATS, key=len) if file.name.lower().endswith(end)), None)
+def _format_of(name: str) -> str | None:
+    return next((FORMATS[end] for end in sorted(FORMATS, key=len) if name.lower().endswith(end)), None)
 
 
 def _plain_batch(batch: pa.RecordBatch, schema: pa.Schema, folders: dict[str, str | None]) -> pa.RecordBatch:

@@ -174,7 +174,7 @@ class RawSource:
         self._kept_only = kept_only
         self._has_warned = False
         self._length = log.count_rows()
-        check_rows(pathlib.Path(log.name), self._length)
+        check_rows(log.name, self._length)
         encoder.example_columns(log, with_labels=False)  # raises where one is missing
         self._batches: Iterator[np.ndarray] = iter(())
         self._next = 0  # number of the batch that comes next

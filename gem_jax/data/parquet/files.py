@@ -132,7 +132,7 @@ def _data_file(file: str, root: str, given: str, filesystem: fsspec.AbstractFile
     return DataFile(
         name=f"{given.removesuffix('/')}/{inner}" if inner else given,
         path=file,
-        filesystem=_arrow(filesystem),
+        filesystem=arrow_filesystem(filesystem),
         partitions=dict(_partition(folder) for folder in folders if "=" in folder),
     )
 
@@ -147,7 +147,7 @@ def _partition(folder: str) -> tuple[str, str]:
     return urllib.parse.unquote(name), urllib.parse.unquote(value)
 
 
-def _arrow(filesystem: fsspec.AbstractFileSystem) -> pyarrow.fs.FileSystem:
+def arrow_filesystem(filesystem: fsspec.AbstractFileSystem) -> pyarrow.fs.FileSystem:
     """Arrow's own local file system is several times faster than one through Python."""
     if isinstance(filesystem, LocalFileSystem):
         return pyarrow.fs.LocalFileSystem()

@@ -4,9 +4,11 @@ import decimal
 import gzip
 import pathlib
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from gem_jax.data.source import DataError
 from gem_jax.prepare import log as log_module
@@ -183,3 +185,24 @@ def test_files_that_do_not_fit_together_are_named(tmp_path):
 def test_what_is_no_table_is_refused(log, message):
     with pytest.raises(DataError, match=message):
         open_log(log)
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_a_log_on_another_file_system(tmp_path, end):
+    table = pa.table({"a": [1, 2, 3], "b": ["x", "y", None]})
+    memory = fsspec.filesystem("memory")
+    for day in (1, 2):
+        write = pq.write_table if end == "parquet" else csv.write_csv
+        write(table, tmp_path / f"part.{end}")
+        memory.pipe(f"/logs/{end}/day={day}/part.{end}", (tmp_path / f"part.{end}").read_bytes())
+    memory.pipe(f"/logs/{end}/_SUCCESS", b"")
+    try:
+        found = read(f"memory://logs/{end}")
+        assert found["a"].to_pylist() == [1, 2, 3, 1, 2, 3] and found["day"].to_pylist() == [1] * 3 + [2] * 3
+        assert read(f"memory://logs/{end}/day=1/part.{end}")["b"].to_pylist() == ["x", "y", None]
+        with pytest.raises(DataError, match="^memory://logs/nothing does not exist"):
+            open_log("memory://logs/nothing")
+    finally:
+        memory.rm("/logs", recursive=True)
+    with pytest.raises(DataError, match="^nonsense://x/y.csv cannot be read: .*; see that the path is right"):
+        open_log("nonsense://x/y.csv")
