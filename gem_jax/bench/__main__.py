@@ -44,6 +44,9 @@ def main(arguments: list[str]) -> int:
     """The command line; returns the exit code: 0, or 2 where the user's input is wrong."""
     xla_flags.set_flags()  # as a run has them
     bodies = {"step": (STEP, _step), "start": (START, _start)}
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(__doc__)
+        return 0
     if not arguments or arguments[0] not in bodies:
         print("error: name what to measure, e.g. python -m gem_jax.bench step configs/gem_small.py", file=sys.stderr)
         return 2

@@ -3,8 +3,6 @@
 import pathlib
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 
 from gem_jax.data.source import DataError
 
@@ -15,6 +13,9 @@ def write_columns(path: pathlib.Path, columns: dict[str, np.ndarray]) -> None:
     Raises:
       DataError: the file cannot be written.
     """
+    import pyarrow as pa  # --help has no use for it
+    import pyarrow.parquet
+
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +31,9 @@ def read_columns(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       DataError: the file cannot be read.
     """
+    import pyarrow as pa
+    import pyarrow.parquet
+
     try:
         table = pyarrow.parquet.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:

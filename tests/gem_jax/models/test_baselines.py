@@ -218,13 +218,12 @@ def test_hstu(likeness, monkeypatch):
     for b in range(6):
         tokens = run.tokens(model.tokens)[b].reshape(-1)
         events, ages = merged(run, model.history, b, likeness)
-        own = as_event(run, model.history, b, likeness)
-        candidate = ref.linear(model.candidate, tokens) + own
+        candidate = ref.linear(model.candidate, tokens)
         x = np.concatenate([events, candidate[None]])
         x = x + f64(model.places)[: len(x)][::-1]
         for block in model.blocks:
             x = hstu(block, x, -np.append(ages, 0).astype(np.int64))
-        item = ref.layer_norm(ref.mlp(model.item, tokens) + own, model.item_norm)
+        item = ref.layer_norm(ref.mlp(model.item, tokens), model.item_norm)
         expected.append(ref.mlp(model.head.mlp, ref.layer_norm(x[-1], model.norm) * item))
     np.testing.assert_allclose(run.logits, expected, rtol=1e-3, atol=1e-3)
 

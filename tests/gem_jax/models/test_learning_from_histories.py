@@ -1,7 +1,7 @@
-"""Every model of histories learns fast that a candidate's topic is that of its user's newest event, which only a match can tell.
+"""Models of histories learn fast that a candidate's topic is that of its user's newest event, which only a match can tell.
 
 A model that must first discover that the candidate's feature and the event's attribute speak of the same thing is at AUC .5 after
-as many steps: HSTU and SASRec were, with a linear map of its own for the candidate and a head on the last state alone.
+as many steps: SASRec was, with a head on the last state alone, and HSTU is in its published form, so it is asked with `likeness`.
 """
 
 import jax
@@ -33,7 +33,7 @@ CONFIGS = {
     "dlrm": DLRMConfig(embedding_dim=16, top_hidden=(32,)),
     "din": DINConfig(attention_hidden=(16,), **SIZES),
     "sasrec": SASRecConfig(num_layers=1, width=16, **SIZES),
-    "hstu": HSTUConfig(num_layers=1, width=16, head_dim=8, **SIZES),
+    "hstu": HSTUConfig(num_layers=1, width=16, head_dim=8, likeness=True, **SIZES),
 }
 NUM_STEPS = 100
 EXAMPLES = 128

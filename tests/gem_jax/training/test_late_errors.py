@@ -107,7 +107,7 @@ def test_the_row_that_broke_the_loss_is_named(tmp_path, part):
     example = data.build().train if part == "train" else data.build().test
     named = rf"dense column '(price|hour)' is as large as 3e\+38 in example {example.examples.example_id[7]}: correct"
     with pytest.raises(DivergedError, match=named) as error:
-        run(config_of(tmp_path, data).replace(model=DLRMConfig(embedding_dim=4, bottom_hidden=(4,), top_hidden=(4,))))
+        run(config_of(tmp_path, data).replace(model=DLRMConfig(embedding_dim=4, bottom_hidden=(32,), top_hidden=(32,))))
     assert "learning_rate" not in str(error.value) and "would meet it again" in str(error.value)
     saved = tmp_path / "small" / "checkpoints"
     assert not saved.exists() if part == "train" else steps_in(saved) == [8]
