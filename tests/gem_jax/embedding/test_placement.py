@@ -41,7 +41,7 @@ def stacked_rows(placement: Placement, group: str) -> tuple[np.ndarray, np.ndarr
 
 
 @given(cases())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_addresses_are_distinct_and_stacked_rows_undo_them(case):
     tables, num_shards, schemes, owners, multiple = case
     placement = Placement(tables, num_shards, schemes=schemes, owners=owners, multiple=multiple)

@@ -43,7 +43,7 @@ def start_both(*arguments: str) -> list[tuple[int, str, str]]:
     return [(p.returncode, out, err) for p, (out, err) in zip(running, outputs, strict=True)]
 
 
-@pytest.mark.parametrize(("replica", "shard"), [(2, 4), (1, 8)])
+@pytest.mark.parametrize(("replica", "shard"), [(2, 4), pytest.param(1, 8, marks=pytest.mark.slow)])
 def test_training_steps_agree_with_one_device(tmp_path, replica, shard):
     """With shard=8 the exchanges of ids and rows cross the processes, with shard=4 the gradients of replicas do."""
     for code, out, err in start_both("tests.gem_jax.parallel.process", str(replica), str(shard), str(tmp_path / "run")):

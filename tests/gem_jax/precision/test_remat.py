@@ -50,7 +50,7 @@ def loss_of(name, policy):
     return loss, state
 
 
-@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize("name", [n if n == "gem" else pytest.param(n, marks=pytest.mark.slow) for n in LAYERED])
 def test_gradients_are_the_same_whatever_is_recomputed(name):
     plain, state = loss_of(name, Policy())
     recomputing, _ = loss_of(name, Policy(recompute=tags.RECOMPUTABLE))

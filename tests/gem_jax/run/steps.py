@@ -41,7 +41,7 @@ GEM = GemConfig(
     rank=4,
     fmb_hidden=(16,),
     levels=(Level(), Level(recent=4)),
-    head_hidden=16,
+    head_hidden=12,
 )
 """gem_debug with fewer hidden units: two layers with cross-layer attention, two sources at two levels, heads gated by domain.
 

@@ -76,7 +76,7 @@ def test_gem_on_a_mesh(replica, shard):
     assert found.overflows == 0
 
 
-@pytest.mark.parametrize(("replica", "shard"), [(1, 8), (8, 1), (2, 4), (4, 2)])
+@pytest.mark.parametrize(("replica", "shard"), [(2, 4), *SLOW_MESHES])
 def test_dlrm_on_a_mesh(replica, shard):
     assert_same(train_on(replica, shard), on_one_device(DLRM))
 
@@ -108,14 +108,16 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("schemes", SCHEMES.values(), ids=SCHEMES.keys())
+@pytest.mark.parametrize(
+    "name", ["mixed", *(pytest.param(n, marks=pytest.mark.slow) for n in ("columns", "whole tables"))]
+)
 @pytest.mark.parametrize("fully_sharded", [False, True], ids=["2D", "fully sharded"])
-def test_table_schemes(schemes, fully_sharded):
+def test_table_schemes(name, fully_sharded):
     config = TablesConfig(fully_sharded=fully_sharded)
-    assert_same(train_on(2, 4, config, schemes=schemes), on_one_device(DLRM))
+    assert_same(train_on(2, 4, config, schemes=SCHEMES[name]), on_one_device(DLRM))
 
 
-@pytest.mark.parametrize(("replica", "shard"), [(2, 4), (8, 1)])
+@pytest.mark.parametrize(("replica", "shard"), [(2, 4), pytest.param(8, 1, marks=pytest.mark.slow)])
 def test_fully_sharded_rows(replica, shard):
     assert_same(train_on(replica, shard, TablesConfig(fully_sharded=True)), on_one_device(DLRM))
 
