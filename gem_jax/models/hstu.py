@@ -1,9 +1,10 @@
 """HSTU (arXiv 2402.17152): attention without softmax, gated by the token itself, in its ranking form.
 
 The form is that of the authors' ranking code (meta-recsys/generative-recommenders, modules/stu.py and dlrm_hstu.py): the block's
-output map reads [u, a, u * LN(a)], the candidate stands at the end of the history as a target, and the head reads the product of its last state with an embedding of the item. That product is what lets the model match: a head on
-the last state alone learns next to nothing from histories. What an event led to is an attribute of the event (the code's action
-embedding, fused into the item's row; the paper interleaves items and actions).
+output map reads [u, a, u * LN(a)], the candidate stands at the end of the history as a target, and the head reads the product of
+its last state with an embedding of the item: a head on the last state alone learns next to nothing from histories. What an event
+led to is an attribute of the event (the code's action embedding, fused into the item's row; the paper interleaves items and
+actions).
 
 Shape letters: B examples, T packed rows, D width, H heads, K head dim.
 """
@@ -172,11 +173,11 @@ class HSTUModel(nnx.Module):
     """Histories merged by time, the candidate as their last row and a target; y = MLP(LN(its last state) * LN(item)).
 
     Items and events share tables but no map, as in the authors' code, so a match must be found: in
-    tests/gem_jax/models/test_learning_from_histories.py AUC is .5 for 300 to 700 steps (3 seeds), with `likeness` it is .93 after 100.
-    Adding the candidate's encoding as an event to both its row and the item did not help (.72 to .95 after 800 steps, .49 to .84
-    without, each 3 seeds) and is left out. The candidate's row is a linear map of all non-sequence features, those of user and context
-    too, for which the authors' code has rows of their own in front of the history. Positions are learned, counted from the candidate
-    backwards. Domains are not used.
+    tests/gem_jax/models/test_learning_from_histories.py AUC stays at .5 for 300 to 700 steps (3 seeds); with `likeness` it is .93
+    or more after 100. Adding the candidate's encoding as an event to its row and to the item made no difference that shows (.72 to
+    .95 after 800 steps with it, .49 to .84 without, 3 seeds each), and is left out. The candidate's row is a linear map of all
+    non-sequence features, those of user and context too, for which the authors' code has rows of their own in front of the
+    history. Positions are learned, counted from the candidate backwards. Domains are not used.
     """
 
     def __init__(self, config: HSTUConfig, schema: Schema, *, policy: Policy, rngs: nnx.Rngs):
