@@ -117,7 +117,7 @@ def test_replicas_exchange_shares_and_touched_rows_only():
     assert received[2] == 2 * received[4]
 
 
-@pytest.mark.parametrize("scheme", ["rows", "columns"])
+@pytest.mark.parametrize("scheme", ["rows", pytest.param("columns", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fully_sharded", [False, True], ids=["2D", "fully sharded"])
 def test_no_array_of_a_tables_size_is_made(scheme, fully_sharded):
     """With 400 thousand rows a shard's weights are 6.4 MB; the step's temporary memory is far below, but for the rows that fully
