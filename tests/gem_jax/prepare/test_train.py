@@ -2,7 +2,9 @@
 
 import gzip
 import pathlib
+import shutil
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from rich.console import Console
 from gem_jax.config import from_dict, load, override, to_dict
 from gem_jax.models import DLRMConfig
 from gem_jax.prepare import Preparation, PreparedConfig, prepare
+from gem_jax.scoring.run import load_run
 from gem_jax.train import train
 from tests.gem_jax.data.random_examples import assert_same_examples
 from tests.gem_jax.prepare.logs import random_log, random_views, table
@@ -34,6 +37,28 @@ def test_a_prepared_folder_trains(tmp_path):
     result = train(config, console=QUIET)
     assert set(result.summary["eval"]) == {"click", "buy"} and result.summary["examples"] >= 320
     assert result.summary["truncated_events"] == {"past": 0, "views": 0}
+
+
+def test_a_run_scores_the_raw_rows_of_its_test_part_as_its_evaluation_does(tmp_path):
+    """To the last bit, from the run's folder alone: the log and the prepared folder are gone."""
+    rows = random_log()
+    options = dict(label=("click", "buy"), time="ts", user="uid", item="ad_id", domain="channel", max_len=8)
+    prepared = prepare(table(rows), out=tmp_path / "out", console=QUIET, **options)
+    config = load(ROOT / "configs" / "prepared.py", [f"data.path={tmp_path / 'out'}", "data.max_len=8"])
+    config = override(
+        config.replace(model=DLRMConfig(embedding_dim=4, bottom_hidden=(4,), top_hidden=(8,))),
+        ["batch.examples=32", "mesh.replica=1", "mesh.shard=1", f"runs_dir={tmp_path / 'runs'}"],
+    )
+    result = train(config, console=QUIET)
+    test = sorted(rows, key=lambda row: row["ts"])[-prepared.rows["test"] :]
+    shutil.rmtree(tmp_path / "out")
+    run = load_run(result.run_dir, devices=jax.devices()[:1])
+    measures = run.evaluate(table(test))
+    assert measures == result.summary["eval"]
+    unlabelled = table([{k: v for k, v in row.items() if k not in ("click", "buy")} for row in test])
+    predicted = run.predict(unlabelled)
+    assert predicted.shape == (len(test), 2) and np.isfinite(predicted).all()
+    np.testing.assert_array_equal(run.predict(table(test)), predicted)  # labels that are there are not looked at
 
 
 def test_a_shorter_history_is_that_of_training_and_of_scoring(tmp_path):
