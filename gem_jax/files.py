@@ -3,6 +3,7 @@
 import json
 import pathlib
 import subprocess
+from collections.abc import Iterable
 from typing import Any
 
 from gem_jax.errors import UserError
@@ -57,3 +58,18 @@ def commit() -> str | None:
     here = str(pathlib.Path(__file__).parent)
     done = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return done.stdout.strip() or None
+
+
+def named_paths(texts: Iterable[str]) -> dict[str, str]:
+    """Name -> path of the command line's `--events name=path`.
+
+    Raises:
+      UserError: one is not of that form, or a name stands twice.
+    """
+    paths: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not path or name in paths:
+            raise UserError(f"--events {text} must be name=path, each name once")
+        paths[name] = path
+    return paths

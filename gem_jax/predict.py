@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gem_jax.errors import UserError, exit_code
+from gem_jax.files import named_paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def _predict(options: Options, console: Console) -> int:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    out, events, checkpoint = _out(options), _named_paths(options.events), options.checkpoint
+    out, events, checkpoint = _out(options), named_paths(options.events), options.checkpoint
     xla_flags.set_flags()
     processes.start()
     classes = classes_of(load(options.config)) if options.config is not None else ()
@@ -96,16 +97,6 @@ def _out(options: Options) -> pathlib.Path:
     if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} does not exist; make it, or give --out another place")
     return out
-
-
-def _named_paths(events: tuple[str, ...]) -> dict[str, str]:
-    paths: dict[str, str] = {}
-    for text in events:
-        name, equals, path = text.partition("=")
-        if not equals or not path or name in paths:
-            raise UserError(f"--events {text} must be name=path, each name once")
-        paths[name] = path
-    return paths
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from typing import Annotated
 
 import tyro
 
-from gem_jax.data.source import DataError
 from gem_jax.errors import UserError
+from gem_jax.files import named_paths
 from gem_jax.prepare.pipeline import prepare
 
 
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     try:
         given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
         out = options.out or pathlib.Path("prepared") / pathlib.Path(options.log).name.partition(".")[0]
-        prepare(**given | {"out": out, "events": _named_paths(options.events)})
+        prepare(**given | {"out": out, "events": named_paths(options.events)})
     except UserError as error:
         if os.environ.get("GEM_TRACEBACK") == "1":
             raise
@@ -68,16 +68,6 @@ def main(arguments: list[str]) -> int:
         print("interrupted: the folder is not whole; prepare again", file=sys.stderr)
         return 130
     return 0
-
-
-def _named_paths(events: tuple[str, ...]) -> dict[str, str]:
-    paths: dict[str, str] = {}
-    for text in events:
-        name, equals, path = text.partition("=")
-        if not equals or not path or name in paths:
-            raise DataError(f"--events {text} must be name=path, each name once")
-        paths[name] = path
-    return paths
 
 
 if __name__ == "__main__":
