@@ -29,7 +29,8 @@ class MovieLensConfig:
     """Label `like` = rating of 4 or more; history of films, ratings and genres.
 
     The last tenth of each user's ratings is for test, the tenth before for validation. Test histories contain the
-    events of the other parts: they are the user's past. `age_s` is in seconds where the ratings have timestamps; the
+    events of the other parts, and earlier test ratings: they are the user's past. `age_s` is in seconds where the
+    ratings have timestamps; the
     npz has the order only, and there it counts ratings (1 = the one before). Ratings whose place in the order is
     unknown (pos -1) are left out, and a log line says how many.
 
@@ -40,6 +41,12 @@ class MovieLensConfig:
     """Folder with users.dat, movies.dat (also gzipped) and the ratings: ratings.dat or ml1m_ratings.npz."""
     max_len: int = 100
     """Newest events of a history that the model sees."""
+    freeze_histories: bool = False
+    """End the histories of validation and test where the user's part begins, so that no example's history holds another's label.
+
+    Measure gAUC on these: where a user's rate of likes is unknown and constant, the labels of the other test ratings in the
+    history predict the wrong way within a group (after likes fewer are left), as in leave-one-out target encoding (Nickell, 1981).
+    """
 
     def schema(self) -> Schema:
         """The data's schema; reads all files, because they say how many users and films there are."""
@@ -79,7 +86,7 @@ class MovieLensConfig:
         schema = _ratings_schema(user_ids, item_ids, tuple(log.ids), self.max_len)
         in_seconds = file.suffix != ".npz"
 
-        def source(rows: np.ndarray) -> LogSource:
+        def source(name: str, rows: np.ndarray) -> LogSource:
             examples = _RatingRows(
                 schema=schema,
                 user=user[rows],
@@ -90,9 +97,13 @@ class MovieLensConfig:
                 example_ids=rows,
                 time_s=log.time[rows] if in_seconds else np.full(len(rows), -1, np.int64),
             )
-            return LogSource(schema, examples, {SEQUENCE: _everything_before(log, rows)})
+            past = _everything_before(log, rows)
+            if self.freeze_histories and name != "train":
+                first_of_part = rows[np.searchsorted(user[rows], user[rows])]
+                past = dataclasses.replace(past, stop=first_of_part)
+            return LogSource(schema, examples, {SEQUENCE: past})
 
-        return Splits(**{name: source(np.flatnonzero(part)) for name, part in parts.items()})
+        return Splits(**{name: source(name, np.flatnonzero(part)) for name, part in parts.items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

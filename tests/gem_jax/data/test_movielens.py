@@ -101,6 +101,31 @@ def test_examples_follow_their_definition(tmp_path):
     }
 
 
+def test_frozen_histories_end_where_the_users_part_begins(tmp_path):
+    path = _write_published(tmp_path)
+    sequential = _parts(MovieLensConfig(path=path).build())
+    frozen = _parts(MovieLensConfig(path=path, freeze_histories=True).build())
+    for name, source in frozen.items():
+        examples, before = (s.read(np.arange(len(s))) for s in (source, sequential[name]))
+        np.testing.assert_array_equal(examples.labels, before.labels)
+        past, whole = examples.sequences[SEQUENCE], before.sequences[SEQUENCE]
+        if name == "train":
+            np.testing.assert_array_equal(past.lengths, whole.lengths)
+            continue
+        for user in np.unique(examples.user):
+            own = examples.user == user
+            assert set(past.lengths[own]) == {whole.lengths[own].min()}  # rows before the part's first, for all of them
+            assert whole.lengths[own].max() == whole.lengths[own].min() + own.sum() - 1
+        # The events are the oldest of the whole history, their ages still counted from the example's own time.
+        starts, ends = (np.cumsum(h.lengths) - h.lengths for h in (past, whole)), np.cumsum(past.lengths)
+        for a, b, count in zip(*starts, past.lengths, strict=True):
+            np.testing.assert_array_equal(past.age_s[a : a + count], whole.age_s[b : b + count])
+            np.testing.assert_array_equal(past.ids["rating"][a : a + count], whole.ids["rating"][b : b + count])
+        assert ends[-1] == len(past.age_s)
+    assert frozen["test"].identity() != sequential["test"].identity()
+    assert frozen["train"].identity() == sequential["train"].identity()
+
+
 def test_npz_agrees_with_the_published_files_but_for_the_ages(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
