@@ -16,7 +16,7 @@ from gem_jax.data.batch import Examples
 from gem_jax.data.identity import digest
 from gem_jax.data.loader import OrdersItself
 from gem_jax.data.schema import Schema, TrainingColumn, Vector
-from gem_jax.data.source import DataConfig, Source, Splits
+from gem_jax.data.source import PARTS, DataConfig, Source, Splits
 from gem_jax.transfer import HISTORY, TEACHER
 from gem_jax.transfer.histories import Reach, UserEmbeddings
 from gem_jax.transfer.labels import LabelStore
@@ -67,22 +67,32 @@ class JoinedConfig:
         Raises:
           LabelError: as for `schema`, or the labels are of other data.
         """
-        splits, store = self.data.build(), LabelStore(self.folder)
-        schema = self._extended(splits.schema, store.manifest)
-        check_same_data(splits.train, store, needs_labels=True)
+        splits, join = self.data.build(), self._join()
+        schema = self._extended(splits.schema, join.store.manifest)
+        check_same_data(splits.train, join.store, needs_labels=True)
         if self.embedding == "current":
-            check_same_data(splits.test, store, needs_labels=True)
-        of_user = None
-        if self.embedding == "history":
-            of_user = UserEmbeddings(store.user, store.time_s, store.embeddings, store.manifest.width)
-        joint = _Join(config=self, store=store, of_user=of_user)
-        parts = {name: getattr(splits, name) for name in ("train", "test", "valid")}
-        return Splits(**{name: joint.to(part, schema) for name, part in parts.items() if part is not None})
+            check_same_data(splits.test, join.store, needs_labels=True)
+        parts = {name: getattr(splits, name) for name in PARTS}
+        return Splits(**{name: join.to(part, schema) for name, part in parts.items() if part is not None})
+
+    def join(self, source: Source) -> Source:
+        """Examples to score, of the data's schema, with what the store knows of them and of their users.
+
+        Raises:
+          LabelError: as for `schema`, or a label is of other data.
+        """
+        join = self._join()
+        check_same_data(source, join.store, needs_labels=False)
+        return join.to(source, self._extended(source.schema, join.store.manifest))
 
     def preparation(self) -> Any:
         """What was learned of a raw log, to be kept with the run; None where the data were not prepared from one."""
         made = getattr(self.data, "preparation", None)
         return None if made is None else made()
+
+    def _join(self) -> "_Join":
+        store = LabelStore(self.folder)
+        return _Join(config=self, store=store, of_user=store.by_user() if self.embedding == "history" else None)
 
     def _extended(self, schema: Schema, manifest: Manifest) -> Schema:
         tasks = tuple(task.name for task in schema.tasks)

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gem_jax.data.columns_file import read_columns, write_columns
+from gem_jax.transfer.histories import UserEmbeddings
 from gem_jax.transfer.manifest import FILE_NAME, LabelError, Manifest, Pass, read_manifest
 from gem_jax.transfer.quantize import Loss, compress, expand
 
@@ -177,6 +178,10 @@ class LabelStore:
         found = expand(self._embedding[rows], scale, kept.storage, self.manifest.width)
         found[rows < 0] = 0
         return found
+
+    def by_user(self) -> UserEmbeddings:
+        """The embeddings by user and time, to be pooled over a user's past; raises LabelError as `embeddings` does."""
+        return UserEmbeddings(self.user, self.time_s, self.embeddings, self.manifest.width)
 
     def logits_of(self, rows: Int[np.ndarray, " m"], tasks: Sequence[str]) -> Float[np.ndarray, "m K"]:
         """The logits of rows for named tasks; NaN for row -1, and for a task that the teacher does not score."""

@@ -196,3 +196,15 @@ def test_a_student_trains_on_them_and_scores_rows_that_no_teacher_saw(labels, tm
     np.testing.assert_array_equal(student.predict(Data().build().test), joined)
     write_parquet(tmp_path / "new.parquet", Data().build().test)
     np.testing.assert_array_equal(student.predict(tmp_path / "new.parquet"), joined)
+
+
+def test_rows_to_score_are_joined_with_what_is_known_of_their_users(labels):
+    config = JoinedConfig(data=Data(), labels=labels, embedding="history")
+    fresh = Data().build().test
+    expected = config.build().test.read(np.arange(20)).vectors[HISTORY]
+    fresh.examples.example_id = fresh.examples.example_id + 10**9  # of examples that no teacher saw
+    found = config.join(fresh)
+    assert found.schema == config.schema()
+    examples = found.read(np.arange(20))
+    np.testing.assert_array_equal(examples.vectors[HISTORY], expected)
+    assert np.isnan(examples.training[TEACHER]).all()
