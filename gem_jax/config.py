@@ -168,16 +168,19 @@ def _kinds() -> list[type]:
     """Every dataclass of gem_jax that a config may hold."""
     from gem_jax import models
     from gem_jax.bench.data import BenchDataConfig
-    from gem_jax.data import criteo, frappe, movielens, parquet, schema, synthetic
+    from gem_jax.data import criteo, frappe, movielens, parquet, schema, subset, synthetic
     from gem_jax.prepare.config import PreparedConfig
+    from gem_jax.transfer.distill import DistillationConfig, DistilledConfig
     from gem_jax.transfer.joined import JoinedConfig
+    from gem_jax.transfer.sharing import FrozenConfig
 
-    modules = (criteo, frappe, movielens, parquet, schema, synthetic, models, models.gem)
+    modules = (criteo, frappe, movielens, parquet, schema, subset, synthetic, models, models.gem)
     found = [
         c for module in modules for c in vars(module).values() if isinstance(c, type) and dataclasses.is_dataclass(c)
     ]
     others = [BatchConfig, CheckpointConfig, Config, MeshConfig, MultiTaskConfig, OptimizerConfig, Policy, TablesConfig]
-    return [*found, *others, TrainConfig, BenchDataConfig, PreparedConfig, JoinedConfig]
+    of_transfer = [DistillationConfig, DistilledConfig, FrozenConfig, JoinedConfig]
+    return [*found, *others, TrainConfig, BenchDataConfig, PreparedConfig, *of_transfer]
 
 
 type _Known = dict[tuple[str, bool], type]
