@@ -115,7 +115,8 @@ def restore_values[P: Program](
 ) -> tuple[P, Restored]:
     """What the newest whole checkpoint knows, for who only scores: parameters and table rows, and zeros for the rest of the state.
 
-    Nothing of an optimizer or of parts of the model that only training needs is read, and the program may have another one than the run. Called by all processes.
+    Nothing of an optimizer is read, nor of parts of the model that only training needs, and the program may have another optimizer
+    than the run. Called by all processes.
 
     Args:
       checkpoints: of the run; its folder is only read.

@@ -70,8 +70,8 @@ def saved_config(manifest: Manifest, classes: Sequence[type] = ()) -> Config:
 
 
 def scoring_program(config: Config, schema: Schema, devices: Iterable[jax.Device] | None) -> Program:
-    """The run's program on today's devices, with nothing that only training needs: no tables' slots, no objective of its own, and of
-    a model that was taught (`models.outputs.TaughtConfig`) the one that serves.
+    """The run's program on today's devices, with nothing that only training needs: no tables' slots, no objective of its own, and
+    of a model that was taught (`models.outputs.TaughtConfig`) the one that serves.
 
     Raises:
       UserError: the model does not fit the devices' memory, or cannot run on them.

@@ -1,14 +1,14 @@
 """A student that learns from labels and from a teacher's logits, and serves as if it had never had a teacher.
 
-With h the binary cross-entropy, y the labels, p_T the teacher's probability, f = `representations["hidden"]`, what the student's last
-linear map reads, and s its logits, ExFM (arXiv 2502.17494, equations 3 to 7) trains
+With h the binary cross-entropy, y the labels, p_T the teacher's probability, f = `representations["hidden"]`, what the student's
+last linear map reads, and s its logits, ExFM (arXiv 2502.17494, equations 3 to 7) trains
 
     h(s, y) + w h(d, min(1, a p_T)) + v h(d', sg(p_A)),      d = H_d(G_b(f)),  d' = H_d'(G_b(f)),      p_A = sigmoid(MLP(z_T))
 
-G_b is the identity whose gradient is multiplied by b, sg stops gradients. So the teacher shapes what the student's layers make of an
-example, and the linear map that serves learns from labels alone (Rec-Distill, 2605.29755, calls the two towers). The adapter MLP is
-fitted to the labels by h(p_A, y), which reaches nothing else: it follows the truth where a teacher lags behind it. Within a step its
-answer is the one from before its update, so that no label reaches the student through an adapter that has been fitted to it.
+G_b is the identity whose gradient is multiplied by b, sg stops gradients. So the teacher shapes what the student's layers make of
+an example, and the linear map that serves learns from labels alone (Rec-Distill, 2605.29755, calls the two towers). The adapter MLP
+is fitted to the labels by h(p_A, y), which reaches nothing else: it follows the truth where a teacher lags behind it. Within a step
+its answer is the one from before its update, so that no label reaches the student through an adapter that has been fitted to it.
 
 Plain distillation, h(s, y) + l h(s, p_T), is the same objective with the serving logits in the place of d, and needs no tower.
 
@@ -36,8 +36,8 @@ from gem_jax.transfer import TEACHER
 from gem_jax.transfer.extended import extended
 
 AUXILIARY, ADAPTED, ADAPTER = "auxiliary", "adapted", "adapter"
-"""Representations that are logits too: of the head that learns from the teacher, of the one that learns from the adapter, and of the
-adapter itself."""
+"""Representations that are logits too: of the head that learns from the teacher, of the one that learns from the adapter, and of
+the adapter itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class DistilledConfig:
         axis = getattr(student, "hidden_axis", None)
         if axis is None:
             raise UserError(
-                f"model.student is a '{type(self.student).__name__}', whose model has no hidden_axis for the teacher's head to read; "
+                f"model.student is a '{type(self.student).__name__}', whose model has no hidden_axis for the teacher's head; "
                 'use one that returns representations["hidden"], such as DLRMConfig'
             )
         tasks = tuple(task.name for task in schema.tasks)

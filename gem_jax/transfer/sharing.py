@@ -4,8 +4,8 @@
     train(with_rates(config), Options(init_from="runs/teacher", init_only=("tables/ad", "dense/tokens")))
 
 What `init_from` takes is said array by array: taken, moved, grown, new, or unfit and why. Two models share an array where its name
-and its shape are the same, so a student that is to have a teacher's tables has its embedding_dim. Without `frozen` what was taken is
-only where training begins.
+and its shape are the same, so a student that is to have a teacher's tables has its embedding_dim. Without `frozen` what was taken
+is only where training begins.
 """
 
 import dataclasses

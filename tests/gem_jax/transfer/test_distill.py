@@ -100,7 +100,7 @@ def test_the_adapters_loss_reaches_only_the_adapter_and_nothing_else_does():
     for name in adapter:  # the loss of the head that learns from it does not come back
         np.testing.assert_array_equal(weighed[1.0][name], weighed[1e-3][name])
         assert weighed[1.0][name].any()
-    # And the rest of the student's gradient is that of the head alone: it vanishes with its weight, though the adapter's loss stays.
+    # The rest of the student's gradient is that of the head alone: it vanishes with its weight, though the adapter's loss stays.
     without = gradients(build(), DistillationConfig(auxiliary_weight=1.0), batch_with_teacher())
     for name in of_labels():
         if name not in adapter:

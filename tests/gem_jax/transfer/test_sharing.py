@@ -15,6 +15,7 @@ from gem_jax.run.program import Program
 from gem_jax.scoring.run import load_run
 from gem_jax.scoring.saved import scoring_program
 from gem_jax.train import Options, train
+from gem_jax.training.objective import MultiTaskConfig
 from gem_jax.training.optimizer import OptimizerConfig
 from gem_jax.transfer.distill import DistillationConfig, DistilledConfig
 from gem_jax.transfer.joined import JoinedConfig
@@ -70,11 +71,11 @@ def test_a_student_takes_a_teachers_parts_and_serves_alone(teacher, tmp_path):
     served = values_of(run.program, run.state)
     assert set(served) == {n for n in own if "training_only" not in n}
     assert all(np.array_equal(served[n], own[n]) for n in served)
-    plain = config.replace(model=STUDENT, data=Data())
+    plain = config.replace(model=STUDENT, data=Data(), objective=MultiTaskConfig())
     programs = [run.program, scoring_program(plain, Data().schema(), None)]
     texts = [lowered(p) for p in programs]
     assert texts[0] == texts[1]
-    words = ("/auxiliary/", "/adapter/")
+    words = ('"auxiliary/', '"adapter/', "representations['adapter']")
     assert not any(word in texts[0] for word in words)
     in_training = lowered(Program.of(config, config.data.schema(), RunPlan.of(config, config.data.schema())))
     assert all(word in in_training for word in words)  # they would be seen
