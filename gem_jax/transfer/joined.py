@@ -69,9 +69,9 @@ class JoinedConfig:
         """
         splits, join = self.data.build(), self._join()
         schema = self._extended(splits.schema, join.store.manifest)
-        check_same_data(splits.train, join.store, needs_labels=True)
+        check_same_data(splits.train, join.store, needs_labels="training")
         if self.embedding == "current":
-            check_same_data(splits.test, join.store, needs_labels=True)
+            check_same_data(splits.test, join.store, needs_labels="test")
         parts = {name: getattr(splits, name) for name in PARTS}
         return Splits(**{name: join.to(part, schema) for name, part in parts.items() if part is not None})
 
@@ -82,7 +82,7 @@ class JoinedConfig:
           LabelError: as for `schema`, or a label is of other data.
         """
         join = self._join()
-        check_same_data(source, join.store, needs_labels=False)
+        check_same_data(source, join.store, needs_labels=None)
         return join.to(source, self._extended(source.schema, join.store.manifest))
 
     def preparation(self) -> Any:
@@ -114,13 +114,13 @@ class JoinedConfig:
         return schema.replace(training=training, vectors=(*schema.vectors, vector))
 
 
-def check_same_data(source: Source, store: LabelStore, *, needs_labels: bool) -> None:
+def check_same_data(source: Source, store: LabelStore, *, needs_labels: str | None) -> None:
     """Compares some of a part's examples with their labels.
 
     Args:
       source: a part of the student's data.
       store: the labels.
-      needs_labels: whether at least one of these examples must have a label.
+      needs_labels: the part's name where at least one of these examples must have a label.
 
     Raises:
       LabelError: a label has another user or time than the example of its id, or no example has one.
@@ -140,8 +140,8 @@ def check_same_data(source: Source, store: LabelStore, *, needs_labels: bool) ->
             )
     if needs_labels and not found.any():
         raise LabelError(
-            f"the labels in {store.folder} are of other data: none of {len(ids)} examples looked at "
-            "has one; join labels of these data"
+            f"{store.folder} has labels of other data: none is of one of {len(ids)} {needs_labels} examples looked at; let the "
+            "teacher label these"
         )
 
 

@@ -47,7 +47,7 @@ class Pass:
       data: digest of the part's examples.
       jax: version of JAX.
       written: when the pass began, ISO 8601.
-      examples: how many it has labelled; None while it goes on.
+      examples: how many it has labelled by the last count; None before the first.
       embedding_loss: relative error of the embeddings by their storage, see `quantize.Loss`.
     """
 

@@ -137,7 +137,7 @@ def test_labels_of_other_data_are_refused(labels, tmp_path):
     moved = Data().build()
     for part in (moved.train, moved.test):
         part.examples.example_id = part.examples.example_id + 10**7
-    refuses("are of other data: none of 150 examples looked at has one", Fixed(moved))
+    refuses("has labels of other data: none is of one of 150 training examples looked at; let the", Fixed(moved))
     refuses("holds no labels; let a teacher label the data", Data(), labels=str(tmp_path / "none"))
     write_labels(tmp_path / "bare", Data(), embedding=False)
     refuses("keeps no embeddings; label with an embedding", Data(), labels=str(tmp_path / "bare"), embedding="history")

@@ -1,6 +1,7 @@
 """A teacher's labels: none by parameters that have seen the example, the same after a kill, refused where they do not belong."""
 
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 from gem_jax import load_run
 from gem_jax.data.loader import Loader
+from gem_jax.data.packing import BatchConfig
 from gem_jax.errors import UserError
+from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.parallel.sharding import place_batch
 from gem_jax.run.plan import RunPlan
 from gem_jax.run.program import Program
@@ -88,30 +91,50 @@ def test_labels_know_whose_they_are(taught):
     assert made.embedding_loss == 0 and made.data == Data().build().train.identity()
 
 
+def test_on_a_mesh_the_labels_are_the_same(taught, tmp_path):
+    """Of the first two steps; from there rounding grows as it does in training."""
+    config = config_of(tmp_path / "runs", epochs=1).replace(mesh=MeshConfig(replica=2, shard=2))
+    teach(config.replace(batch=BatchConfig(examples=BATCH // 4)), ProgressiveLabels(tmp_path / "labels", EMBEDDING))
+    found, whole = LabelStore(tmp_path / "labels"), LabelStore(taught[1])
+    np.testing.assert_array_equal(found.example_id, whole.example_id)
+    np.testing.assert_array_equal(found.user, whole.user)
+    first = np.concatenate([ids for ids, *_ in replay(taught[0].program.config, steps=2)])
+    rows = whole.find(first)
+    assert len(rows) == 2 * BATCH and (rows >= 0).all()
+    np.testing.assert_allclose(found.logits[rows], whole.logits[rows], **ROUNDING)
+    np.testing.assert_allclose(found.embeddings(rows), whole.embeddings(rows), **ROUNDING)
+
+
 class Killed(BaseException):
     """A process that dies cleans nothing up."""
 
 
 class DiesAt(ProgressiveLabels):
-    """Dies after a number of steps, whose last labels are nowhere yet."""
+    """Dies after a number of steps, when a checkpoint is on disk: some labels are of later steps, and some are nowhere yet."""
 
-    def __init__(self, *args, after):
+    def __init__(self, *args, after, checkpoints):
         super().__init__(*args)
-        self.left = after
+        self.left, self.checkpoints = after, checkpoints
 
     def step(self, outputs, host):
         if self.left == 0:
+            limit = time.monotonic() + 60
+            while not list(self.checkpoints.glob("[0-9]*/commit_success.txt")) and time.monotonic() < limit:
+                time.sleep(0.02)
+            self._wait()  # a dead process writes nothing more, and this one lives on
             raise Killed
         self.left -= 1
         super().step(outputs, host)
 
 
-def test_a_killed_teacher_goes_on_labelling(taught, tmp_path):
+def test_a_killed_teacher_goes_on_labelling(taught, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "EXAMPLES_PER_FILE", BATCH)
     config = config_of(tmp_path / "runs", epochs=2)
     config = config.replace(checkpoint=dataclasses.replace(config.checkpoint, examples=4 * BATCH))
     with pytest.raises(Killed):
-        teach(config, DiesAt(tmp_path / "labels", EMBEDDING, after=7))
-    assert 0 < len(LabelStore(tmp_path / "labels")) < 7 * BATCH
+        folder = tmp_path / "runs" / "teacher" / "checkpoints"
+        teach(config, DiesAt(tmp_path / "labels", EMBEDDING, after=7, checkpoints=folder))
+    assert 4 * BATCH < len(LabelStore(tmp_path / "labels")) < 7 * BATCH
     teach(config, ProgressiveLabels(tmp_path / "labels", EMBEDDING), resume=True)
     found, whole = LabelStore(tmp_path / "labels"), LabelStore(taught[1])
     np.testing.assert_array_equal(found.example_id, whole.example_id)
