@@ -193,7 +193,8 @@ def _with_fields(options: type, config: Any) -> tuple[type, Any]:
         if dataclasses.is_dataclass(value):
             fields.append((f.name, type(value), dataclasses.field(default_factory=functools.partial(_same, value))))
         elif not isinstance(value, dict):
-            annotated = typing.Annotated[hints[f.name], tyro.conf.arg(help=texts.get(f.name, ""))]
+            hint: Any = hints[f.name]
+            annotated = typing.Annotated[hint, tyro.conf.arg(help=texts.get(f.name, ""))]
             fields.append((f.name, annotated, dataclasses.field(default=value)))
     holder = dataclasses.make_dataclass("Fields", fields, bases=(options,), frozen=True, kw_only=True)
     return holder, holder()

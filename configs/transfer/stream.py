@@ -4,8 +4,8 @@ python -m gem_jax.transfer configs/transfer/stream.py
 python -m gem_jax.transfer configs/transfer/stream.py seeds=0 recipes=kd,full        a part of it
 
 The teacher has both histories, the image and all features; the students neither, as ranking models that must answer at once. One
-student serves all surfaces. The other serves one surface alone: it learns from the teacher directly, and by way of a foundation model
-of its surface.
+student serves all surfaces. The other serves one surface alone: it learns from the teacher directly, and by way of a foundation
+model of its surface.
 """
 
 from gem_jax.config import Config, TrainConfig

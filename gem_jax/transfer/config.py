@@ -8,16 +8,28 @@ from gem_jax.errors import UserError
 from gem_jax.transfer.manifest import EmbeddingConfig
 
 Recipe = Literal[
-    *("scratch", "kd", "auxiliary", "adapter", "representation", "sharing", "full"),
-    *("stale_kd", "stale_full", "hierarchical"),
+    "scratch",
+    "kd",
+    "auxiliary",
+    "adapter",
+    "representation",
+    "sharing",
+    "full",
+    "stale_kd",
+    "stale_full",
+    "hierarchical",
 ]
 """How a student learns.
 
-scratch: from labels alone. kd: plain distillation, the teacher's probability as a second label of the serving logits. auxiliary: a head
-that learns from the teacher. adapter: with it a head that learns from the adapter. representation: from labels, and it reads the
-teacher's embeddings. sharing: from labels, beginning with what it takes of the teacher's parameters. full: adapter, representation and
-sharing together. stale_kd, stale_full: of a teacher that stopped learning before the end. hierarchical: as full, of a domain's
-foundation model that learned from the teacher.
+scratch         from labels alone
+kd              plain distillation: the teacher's probability is a second label of the serving logits
+auxiliary       a head learns from the teacher
+adapter         and another one from the adapter
+representation  from labels, reading the teacher's embeddings
+sharing         from labels, beginning with what is taken of the teacher's parameters
+full            adapter, representation and sharing
+stale_kd, stale_full    as kd and full, from a teacher that stopped learning before the end and labels all examples afterwards
+hierarchical    as full, from a domain's foundation model that itself learned from the teacher
 """
 
 

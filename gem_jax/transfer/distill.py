@@ -185,6 +185,8 @@ class DistillationConfig:
 class Distillation:
     """Sum over tasks and examples; the measures are those of the labels' loss and, by term, `teacher/<term>` of all tasks.
 
+    Beside an adapter's own loss to the labels, `teacher/adapter`, stands that of the teacher on the same labels, `teacher/raw`.
+
     A teacher's logit that is NaN is unknown: its terms add nothing for that example and task, as a NaN label adds nothing to the
     labels' loss. The teacher's terms need no label.
     """
@@ -198,7 +200,8 @@ class Distillation:
         total, measures = self.labels(outputs, batch)
         teacher = jax.lax.stop_gradient(batch.training[TEACHER])
         known = ~jnp.isnan(teacher)
-        p = jax.nn.sigmoid(jnp.where(known, teacher, 0.0) + jnp.array(self.shift, jnp.float32))
+        logits = jnp.where(known, teacher, 0.0) + jnp.array(self.shift, jnp.float32)
+        p = jax.nn.sigmoid(logits)
         terms = {}
         if config.serving_weight:
             terms["serving"] = (config.serving_weight, outputs.logits, p, known)
@@ -213,10 +216,12 @@ class Distillation:
             observed = known & ~jnp.isnan(batch.labels)
             adapter = _head(outputs, ADAPTER)
             adapted = jax.lax.stop_gradient(jax.nn.sigmoid(adapter))
-            terms[ADAPTER] = (1.0, adapter, jnp.where(observed, batch.labels, 0.0), observed)
+            labels = jnp.where(observed, batch.labels, 0.0)
+            terms["raw"] = (0.0, logits, labels, observed)  # what the adapter has to better
+            terms[ADAPTER] = (1.0, adapter, labels, observed)
             terms[ADAPTED] = (config.adapted_weight, _head(outputs, ADAPTED), adapted, known)
-        for name, (weight, logits, target, counts) in terms.items():
-            loss, unweighted = self._sums(logits, target, counts, batch)
+        for name, (weight, predicted, target, counts) in terms.items():
+            loss, unweighted = self._sums(predicted, target, counts, batch)
             total += weight * loss
             measures[f"teacher/{name}"] = unweighted
         return total, measures

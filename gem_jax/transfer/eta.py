@@ -1,11 +1,11 @@
 """How much of what a teacher knows has reached a student, and how sure that is.
 
 Two measures go by the name of a transfer ratio:
-  eta = (NE_scratch - NE_student) / (NE_scratch - NE_teacher), the share of the teacher's lead over a student without one that the student
-    has after transfer (Rec-Distill, arXiv 2605.29755, equation 1, there "transferability");
+  eta = (NE_scratch - NE_student) / (NE_scratch - NE_teacher), the share that the student has after transfer of the
+    teacher's lead over a student without one (Rec-Distill, arXiv 2605.29755, equation 1, there "transferability");
   TR = (NE(student | first teacher) - NE(student | second)) / (NE(first teacher) - NE(second)), what a teacher's step from one
     generation to the next is worth to the students that serve (LoopFM, 2605.29280).
-Both are a difference of two NE over another, of models scored on the same examples, and so is the gain of one recipe over another's.
+Both are a difference of two NE over another, of models scored on the same examples, and so is one recipe's gain over another's.
 
 Shape letters: n examples.
 """

@@ -28,7 +28,8 @@ def extended(model: Any, answer: Answer | None = None, reading: Reading | None =
       answer: makes the outputs from the model's own.
       reading: is asked for the embedded ids first.
     """
-    model.__class__ = _subclass(type(model), answer, reading)
+    kind: Any = type(model)
+    model.__class__ = _subclass(kind, answer, reading)
     return model
 
 

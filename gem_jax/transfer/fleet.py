@@ -1,6 +1,7 @@
 """A transfer from its beginning to its rows: teachers, their labels, and every student by every recipe."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -125,8 +126,8 @@ def rows_of(found: Found, command: str) -> list[dict[str, Any]]:
     """A row for each task and domain of a student's run, and for all domains together; JSON-able.
 
     `eta` is measured by the teacher that taught the student (for hierarchical by the one at the top), `gain_over_kd` by plain
-    distillation from that teacher; both are None where what they are measured by is not clearly better than scratch. `gain` is the NE of
-    scratch less the student's. Each `_se` is a standard error over the draw of the test examples, pairs of examples.
+    distillation from that teacher; both are None where what they are measured by is not clearly better than scratch. `gain` is the
+    NE of scratch less the student's. Each `_se` is a standard error over the draw of the test examples, in pairs.
     """
     rows = []
     for task, own in found.stage.scores.items():
@@ -189,8 +190,12 @@ def _domains(own: Scores, domains: tuple[str, ...]) -> Iterator[tuple[str, Calla
     """(name, selection) of all examples, and of each domain's where there are several."""
     yield EVERYWHERE, lambda scores: scores
     present = np.unique(own.domain)
-    for place in present if len(present) > 1 else ():
-        yield domains[place], lambda scores, place=place: scores.select(scores.domain == place)
+    for place in present.tolist() if len(present) > 1 else ():
+        yield domains[place], functools.partial(_of_domain, place=place)
+
+
+def _of_domain(scores: Scores, place: int) -> Scores:
+    return scores.select(scores.domain == place)
 
 
 def _data(stage: Stage) -> str:

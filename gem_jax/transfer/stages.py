@@ -136,5 +136,6 @@ def _check_same(config: Config, run_dir: pathlib.Path) -> None:
     changed = differences(was, as_json(to_dict(config)))
     if changed:
         raise UserError(
-            f"{run_dir} was trained with another {', '.join(sorted(changed)[:3])}; give the transfer another name, or remove this run"
+            f"{run_dir} was trained with another {', '.join(sorted(changed)[:3])}; give the transfer another name, or "
+            "remove this run"
         )

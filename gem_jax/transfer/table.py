@@ -5,8 +5,9 @@ from typing import Any
 
 from gem_jax.evaluation.paired import margin_over_seeds
 
-NOTE = """gain: NE from scratch less the student's; eta: gain over the teacher's; over kd: gain over plain distillation's. ± reaches 95 %, for the
-draw of test examples and of seeds together. A ratio is left out where what stands below it is no clear gain in one of the seeds."""
+NOTE = """gain: NE from scratch less the student's; eta: gain over the teacher's; over kd: gain over plain distillation's.
+± reaches 95 %, for the draw of test examples and of seeds together. A ratio is left out where what stands below it is no clear
+gain in one of the seeds."""
 
 RATIOS = {"eta": "eta", "gain_over_kd": "over kd"}
 

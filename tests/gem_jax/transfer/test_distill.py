@@ -144,7 +144,7 @@ def test_the_sum_is_that_of_the_equations():
         negatives_kept={"conversion": 0.25},
     )
     total, measures = config.build(TAUGHT)(outputs, batch)
-    expected, parts = 0.0, dict.fromkeys(("serving", "auxiliary", "adapter", "adapted"), 0.0)
+    expected, parts = 0.0, dict.fromkeys(("serving", "auxiliary", "raw", "adapter", "adapted"), 0.0)
     for b in range(10):
         for n in range(2):
             weight = float(batch.weight[b]) * (1, 3.0)[n] * (1, 0.5, 1)[int(batch.domain[b])]
@@ -158,6 +158,7 @@ def test_the_sum_is_that_of_the_equations():
             of = {
                 "serving": (0.7, bce(own["serving"], p)),
                 "auxiliary": (2.0, bce(own["auxiliary"], min(1, 4 * p))),
+                "raw": (0.0, 0.0 if np.isnan(y) else bce(np.log(odds), y)),
                 "adapter": (1.0, 0.0 if np.isnan(y) else bce(own["adapter"], y)),
                 "adapted": (0.3, bce(own["adapted"], 1 / (1 + np.exp(-own["adapter"])))),
             }

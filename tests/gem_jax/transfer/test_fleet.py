@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def transfer_of(tmp_path, **fields) -> TransferConfig:
     shown = SubsetConfig(data=Data(), without_sequences=("clicks",))
     of_feed = dataclasses.replace(shown, domains=("feed",))
     strength = Strength(embedding=EmbeddingConfig(representation="last", dim=4), hidden=(4,), adapter_hidden=(3,))
-    given = {
+    given: dict[str, Any] = {
         "name": "small",
         "teacher": small,
         "students": {"all": small.replace(data=shown, model=MODEL), "feed": small.replace(data=of_feed, model=MODEL)},
