@@ -5,6 +5,7 @@ checkpoint, or from the first file of labels that is missing.
 """
 
 import dataclasses
+import fnmatch
 import json
 import pathlib
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from gem_jax.scoring.saved import classes_of
 from gem_jax.train import Options, train
 from gem_jax.transfer.manifest import EmbeddingConfig
 from gem_jax.transfer.scoring import ProgressiveLabels, label
+
+WHERE = ("runs_dir", "data.*path", "data.*labels")
+"""Patterns of config fields that say where something is, not what it is."""
 
 type Say = Callable[[str], None]
 
@@ -133,7 +137,8 @@ def _newest(config: Config) -> pathlib.Path | None:
 
 def _check_same(config: Config, run_dir: pathlib.Path) -> None:
     was = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    changed = differences(was, as_json(to_dict(config)))
+    found = differences(was, as_json(to_dict(config)))
+    changed = [name for name in found if not any(fnmatch.fnmatchcase(name, pattern) for pattern in WHERE)]
     if changed:
         raise UserError(
             f"{run_dir} was trained with another {', '.join(sorted(changed)[:3])}; give the transfer another name, or "

@@ -87,7 +87,8 @@ def test_a_whole_transfer_that_is_killed_on_the_way(tmp_path, monkeypatch):
         len(trained) == len(set(trained)) == 22
     )  # 2 teachers, 9 and 10 recipes, the domain's model: none of them twice
     rows_again = command.transfer(config, "second")
-    assert rows_again == rows and len(trained) == 22
+    without_commit = [[{**row, "commit": None} for row in some] for some in (rows, rows_again)]
+    assert without_commit[0] == without_commit[1] and len(trained) == 22
 
     recipes = {(row["student"], row["recipe"]) for row in rows}
     assert len(recipes) == 19 and ("feed", "hierarchical") in recipes
@@ -95,8 +96,9 @@ def test_a_whole_transfer_that_is_killed_on_the_way(tmp_path, monkeypatch):
     assert {row["domain"] for row in rows if row["student"] == "feed"} == {"all"}
     for row in rows:
         if row["recipe"] == "scratch":
-            assert row["ne"] == row["ne_scratch"] and row["gain"] == 0
-        assert row["gain"] == pytest.approx(row["ne_scratch"] - row["ne"], abs=1e-12)
+            assert row["ne"] == row["ne_scratch"] and row["gain"] in (0, None)
+        if row["gain"] is not None:  # of a domain of a few examples
+            assert row["gain"] == pytest.approx(row["ne_scratch"] - row["ne"], abs=1e-12)
         if row["eta"] is not None:
             assert row["eta"] == pytest.approx(row["gain"] / (row["ne_scratch"] - row["ne_teacher"]), rel=1e-9)
     table = markdown(rows)
