@@ -1,6 +1,7 @@
 """A whole transfer of a minute: every recipe, killed on the way and gone on with, and what its rows say."""
 
 import dataclasses
+import pathlib
 import signal
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import gem_jax.train as train_module
-from gem_jax.config import Config
+from gem_jax.config import Config, from_dict, load, to_dict
 from gem_jax.data.subset import SubsetConfig
 from gem_jax.errors import UserError
 from gem_jax.models import DLRMConfig
@@ -26,6 +27,7 @@ from gem_jax.transfer.recipes import Taught, student_run
 from gem_jax.transfer.table import markdown
 from tests.gem_jax.transfer.small import NUM_TEST, NUM_TRAIN, Data, config_of
 
+CONFIGS = pathlib.Path(__file__).parents[3] / "configs" / "transfer"
 MODEL = DLRMConfig(embedding_dim=4, bottom_hidden=(4,), top_hidden=(6,))
 
 
@@ -44,6 +46,16 @@ def transfer_of(tmp_path, **fields) -> TransferConfig:
         "runs_dir": str(tmp_path),
     }
     return TransferConfig(**(given | fields))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_loads(path):
+    config = load(path, kind=TransferConfig)
+    assert f"python -m gem_jax.transfer configs/transfer/{path.name}" in path.read_text()
+    for run in (config.teacher, *config.students.values(), *config.domain_models.values()):
+        assert from_dict(to_dict(run)) == run
+        assert run.model.embedding_dim == config.teacher.model.embedding_dim  # or no table could be shared
+    assert load(path, ["seeds=0", "recipes=kd,full", "strength.kd_weight=2"], TransferConfig).seeds == (0,)
 
 
 def test_recipes(tmp_path):
