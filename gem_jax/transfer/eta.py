@@ -11,16 +11,13 @@ Shape letters: n examples.
 """
 
 import dataclasses
-import math
-import statistics
-from collections.abc import Sequence
 
 import numpy as np
 
 from gem_jax.evaluation import influence
 from gem_jax.evaluation.intervals import Z, is_estimable, standard_error
 from gem_jax.evaluation.metrics import ne
-from gem_jax.evaluation.paired import OF_EXAMPLE, margin_over_seeds
+from gem_jax.evaluation.paired import OF_EXAMPLE
 from gem_jax.evaluation.scores import Scores
 
 
@@ -82,13 +79,3 @@ def ratio(above: tuple[Scores, Scores], below: tuple[Scores, Scores]) -> Ratio |
     value = (a - b) / (c - d)
     moved = ((of_a - of_b) - value * (of_c - of_d)) / (c - d)
     return Ratio(value=value, standard_error=standard_error(moved, four[0].cluster))
-
-
-def over_seeds(ratios: Sequence[Ratio | None]) -> tuple[float, float] | None:
-    """The mean over seeds and half its 95 % interval, for the draw of examples and of seeds; None where one is undefined."""
-    known = [r for r in ratios if r is not None]
-    if not known or len(known) < len(ratios):
-        return None
-    values = [r.value for r in known]
-    margin = margin_over_seeds(values, [r.standard_error for r in known])
-    return (statistics.fmean(values), margin) if math.isfinite(margin) else None

@@ -36,6 +36,7 @@ class Found:
       scratch: the same student's without a teacher.
       teacher: who taught it; for scratch the teacher that it could have had.
       kd: the same student's with plain distillation from the same teacher; None where it was not trained.
+      fresh: for a stale recipe the student and the teacher of the same recipe that is not; None where it was not trained.
       domains: of the data, in the schema's order.
     """
 
@@ -46,6 +47,7 @@ class Found:
     scratch: Stage
     teacher: Stage
     kd: Stage | None
+    fresh: tuple[Stage, Stage] | None
     domains: tuple[str, ...]
 
 
@@ -70,20 +72,23 @@ class Fleet:
         """
         for seed in self.config.seeds:
             for student in self.config.students:
-                stages: dict[Recipe, Stage] = {}
+                stages: dict[str, Stage] = {}
+                teachers: dict[str, Stage] = {}
                 for recipe in self.config.all_recipes():
                     if recipe == "hierarchical" and student not in self.config.domain_models:
                         continue
-                    teacher, by = self._teacher_of(student, recipe, seed)
+                    teachers[recipe], by = self._teacher_of(student, recipe, seed)
                     stages[recipe] = self._student(student, recipe, seed, by)
+                    is_stale, fresh = recipe.startswith("stale"), recipe.removeprefix("stale_")
                     yield Found(
                         student=student,
                         recipe=recipe,
                         seed=seed,
                         stage=stages[recipe],
                         scratch=stages["scratch"],
-                        teacher=teacher,
-                        kd=stages.get("stale_kd" if recipe.startswith("stale") else "kd"),
+                        teacher=teachers[recipe],
+                        kd=stages.get("stale_kd" if is_stale else "kd"),
+                        fresh=(stages[fresh], teachers[fresh]) if is_stale and fresh in stages else None,
                         domains=self.config.students[student].data.schema().domains,
                     )
 
@@ -127,13 +132,14 @@ def rows_of(found: Found, command: str) -> list[dict[str, Any]]:
 
     `eta` is measured by the teacher that taught the student (for hierarchical by the one at the top), `gain_over_kd` by plain
     distillation from that teacher; both are None where what they are measured by is not clearly better than scratch. `gain` is the
-    NE of scratch less the student's. Each `_se` is a standard error over the draw of the test examples, in pairs.
+    NE of scratch less the student's. `transfer_ratio`, of stale recipes, is what the step from the stale teacher to the fresh one
+    is worth to the student (`eta.transfer_ratio`). Each `_se` is a standard error over the draw of the test examples, in pairs.
     """
     rows = []
     for task, own in found.stage.scores.items():
         others = {
             name: None if stage is None else matching(stage.scores[task], own.example_id)
-            for name, stage in (("scratch", found.scratch), ("teacher", found.teacher), ("kd", found.kd))
+            for name, stage in _others(found).items()
         }
         for domain, selected in _domains(own, found.domains):
             rows.append(
@@ -154,23 +160,42 @@ def rows_of(found: Found, command: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _others(found: Found) -> dict[str, Stage | None]:
+    """Whose scores a student's are measured by."""
+    student, teacher = found.fresh or (None, None)
+    return {
+        "scratch": found.scratch,
+        "teacher": found.teacher,
+        "kd": found.kd,
+        "fresh": student,
+        "fresh_teacher": teacher,
+    }
+
+
 def _measured(own: Scores, others: dict[str, Scores | None]) -> dict[str, Any]:
-    """The measures of a row; `others`: scratch, teacher, kd on the same examples."""
-    scratch, teacher, kd = (others[name] for name in ("scratch", "teacher", "kd"))
+    """The measures of a row; `others`: by the names of `_others`, on the same examples."""
+    scratch, teacher, kd, fresh, fresh_teacher = others.values()
     assert scratch is not None and teacher is not None
     gain = (differences(own, scratch) or {}).get("ne")
     eta = measures.eta(scratch, own, teacher)
     over_kd = None if kd is None else measures.gain_over(scratch, own, kd)
+    generations = None
+    if fresh is not None and fresh_teacher is not None:
+        generations = measures.transfer_ratio((own, fresh), (teacher, fresh_teacher))
     return {
         "examples": len(own.labels),
         "ne": ne(own.sums),
-        **{f"ne_{name}": None if scores is None else ne(scores.sums) for name, scores in others.items()},
+        "ne_scratch": ne(scratch.sums),
+        "ne_teacher": ne(teacher.sums),
+        "ne_kd": None if kd is None else ne(kd.sums),
         "gain": None if gain is None else gain.value,
         "gain_se": None if gain is None else gain.standard_error,
         "eta": None if eta is None else eta.value,
         "eta_se": None if eta is None else eta.standard_error,
         "gain_over_kd": None if over_kd is None else over_kd.value,
         "gain_over_kd_se": None if over_kd is None else over_kd.standard_error,
+        "transfer_ratio": None if generations is None else generations.value,
+        "transfer_ratio_se": None if generations is None else generations.standard_error,
     }
 
 

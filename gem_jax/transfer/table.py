@@ -5,11 +5,12 @@ from typing import Any
 
 from gem_jax.evaluation.paired import margin_over_seeds
 
-NOTE = """gain: NE from scratch less the student's; eta: gain over the teacher's; over kd: gain over plain distillation's.
+NOTE = """gain: NE from scratch less the student's; eta: gain over the teacher's; over kd: gain over plain distillation's;
+TR: the gain from a stale to the fresh teacher, over these teachers'.
 ± reaches 95 %, for the draw of test examples and of seeds together. A ratio is left out where what stands below it is no clear
 gain in one of the seeds."""
 
-RATIOS = {"eta": "eta", "gain_over_kd": "over kd"}
+RATIOS = {"eta": "eta", "gain_over_kd": "over kd", "transfer_ratio": "TR"}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -75,13 +75,3 @@ def test_no_ratio_where_nothing_stands_below():
     assert measures.eta(one_class, one_class, one_class) is None
     with pytest.raises(AssertionError):
         measures.eta(scratch, student.select(np.arange(10)), teacher)
-
-
-def test_over_seeds():
-    ratios = [measures.Ratio(value=v, standard_error=0.1) for v in (0.5, 0.6, 0.7)]
-    mean, margin = measures.over_seeds(ratios)
-    # Student's t of two degrees of freedom is 4.303, of the examples' draw 1.960.
-    assert mean == pytest.approx(0.6) and margin == pytest.approx(
-        np.hypot(4.3027 * 0.1 / np.sqrt(3), 0.19600), rel=1e-4
-    )
-    assert measures.over_seeds([*ratios, None]) is None
