@@ -1,24 +1,26 @@
 """The synthetic stream as a `Source`: its config, its schema, and reading."""
 
 import dataclasses
+import threading
+from collections.abc import Callable
 
 import numpy as np
 
 from gem_jax.data.batch import Examples
+from gem_jax.data.columns import join_examples, take_examples
+from gem_jax.data.identity import digest
 from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, TrainingColumn, Vector
 from gem_jax.data.source import Splits
 from gem_jax.data.synthetic import laws
-from gem_jax.data.synthetic.clock import SLAB_S, num_slabs, num_users
-from gem_jax.data.synthetic.inventory import num_ads
+from gem_jax.data.synthetic.clock import FIRST_SLAB, LIFE_SLABS, SLAB_S, num_slabs, num_users, slab_size
+from gem_jax.data.synthetic.head import ACTIONS, Head
+from gem_jax.data.synthetic.inventory import Inventory, num_ads
+from gem_jax.data.synthetic.people import MAX_INTERESTS
+from gem_jax.data.synthetic.tape import Place, Tape, joined
 from gem_jax.errors import UserError
 
 STREAM_VERSION = 2
 """Part of the data's identity: raise it with every change of the rules that changes an example."""
-
-ACTIONS = ("seen", "clicked", "converted")
-"""What an impression in a history led to, as far as it is known at the example's time."""
-
-MAX_INTERESTS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,11 @@ class SyntheticConfig:
 
     def build(self) -> Splits:
         """The stream's two parts: train = examples [0, train_examples), test = the `test_examples` after them."""
-        raise NotImplementedError
+        stream = Stream(self)
+        return Splits(
+            train=SyntheticSource(stream, first=0, length=self.train_examples),
+            test=SyntheticSource(stream, first=self.train_examples, length=self.test_examples),
+        )
 
 
 def _one(name: str, role: str, table: str | None = None) -> Categorical:
@@ -137,16 +143,92 @@ def _schema(config: SyntheticConfig, users: int, ads: int) -> Schema:
     )
 
 
-class SyntheticSource:
-    """A range of the stream; see `Source`."""
+class Stream:
+    """Laws, ads and tape of one config, shared by the parts of the stream."""
 
-    schema: Schema
+    def __init__(self, config: SyntheticConfig):
+        self.config, self.schema = config, config.schema()
+        slabs = num_slabs(config.active_users, config.train_examples + config.test_examples)
+        self.laws = laws.Laws(config.seed, config.crosses)
+        end_s = (slabs + 2 * LIFE_SLABS) * SLAB_S  # a block's lives are made whole
+        self.ads = Inventory(config.seed, config.active_ads, end_s, self.laws)
+        self.tape = Tape(
+            seed=config.seed,
+            seats=config.active_users,
+            intensity=config.organic_intensity,
+            slabs=slabs,
+            world=self.laws,
+            ads=self.ads,
+        )
+        self._head = Head(config.seed, self.schema, self.tape, self.ads, config.read_days)
+        self._slab_size = slab_size(config.active_users)
+        self._lock = threading.Lock()  # reading may make lives, and puts them where others lay
+
+    def read(self, index: np.ndarray) -> Examples:
+        """Examples of the stream, int64 [n]."""
+        parts, positions = self._each(index, self._head.show)
+        return parts[0] if len(parts) == 1 else take_examples(join_examples(parts), np.argsort(positions))
+
+    def oracle(self, index: np.ndarray) -> np.ndarray:
+        """Probability of a click of one who knows the intent, float32 [n]."""
+        parts, positions = self._each(index, lambda _, place: self.tape.impressions["oracle"][place.impression])
+        return np.concatenate(parts)[np.argsort(positions)]
+
+    def _each[T](self, index: np.ndarray, show: Callable[[np.ndarray, Place], T]) -> tuple[list[T], np.ndarray]:
+        """What `show` makes of the examples, of as many slabs at a time as the tape holds, and which examples these are."""
+        slab, position = np.divmod(index, self._slab_size)
+        slab += FIRST_SLAB
+        parts, positions = [], [np.zeros(0, np.int64)]
+        with self._lock:
+            for run in self.tape.runs(np.unique(slab)):
+                chosen = [np.flatnonzero(slab == s) for s in run]
+                places = [self.tape.locate(int(s), position[k]) for s, k in zip(run, chosen, strict=True)]
+                whole = np.concatenate(chosen)
+                order = np.argsort(whole)
+                positions.append(whole[order])
+                parts.append(show(index[positions[-1]], joined(places, order)))
+        return parts, np.concatenate(positions)
+
+
+class SyntheticSource:
+    """A range of the stream; see `Source`.
+
+    An example's id is its number in the stream, so training and test ids do not meet; its time counts the stream's own seconds,
+    which begin 56 days before example 0.
+
+    Args:
+      stream: shared by the parts.
+      first: the stream's example at which this part starts.
+      length: examples in this part.
+    """
+
+    def __init__(self, stream: Stream, first: int, length: int):
+        self.stream, self.first, self.length = stream, first, length
+        self.schema = stream.schema
 
     def __len__(self) -> int:
-        raise NotImplementedError
-
-    def read(self, indices: np.ndarray) -> Examples:
-        raise NotImplementedError
+        return self.length
 
     def identity(self) -> str:
-        raise NotImplementedError
+        """Digest of what determines the examples: an example does not depend on the stream's length."""
+        fields = dataclasses.asdict(self.stream.config)
+        del fields["train_examples"], fields["test_examples"]
+        return digest("synthetic", STREAM_VERSION, fields, self.first, self.length)
+
+    def read(self, indices: np.ndarray) -> Examples:
+        """Examples at `indices` (int64 [n]); `true_probability` is that of one who knows the laws and all that a user did before.
+
+        Raises:
+          IndexError: an index is outside `[0, len(self))`.
+        """
+        return self.stream.read(self._in_stream(indices))
+
+    def oracle(self, indices: np.ndarray) -> np.ndarray:
+        """Probability of a click of one who also knows the hidden intent, float32 [n]; arguments and errors as of `read`."""
+        return self.stream.oracle(self._in_stream(indices))
+
+    def _in_stream(self, indices: np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices, np.int64)
+        if indices.size and not (0 <= indices.min() and indices.max() < self.length):
+            raise IndexError(f"indices {indices.min()} to {indices.max()} are not all in [0, {self.length})")
+        return indices + self.first
