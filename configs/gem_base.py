@@ -27,9 +27,9 @@ def get_config() -> Config:
         data=SyntheticConfig(
             train_examples=40_000_000,
             test_examples=200_000,
-            active_users=1_000_000,
-            active_ads=16_000,
-            organic_max_len=64,
+            active_users=50_000,
+            active_ads=16_008,
+            organic_max_len=128,
             impressions_max_len=64,
         ),
         model=GemConfig(
@@ -47,7 +47,7 @@ def get_config() -> Config:
             head_hidden=512,
             dense_hidden=(256,),
         ),
-        batch=BatchConfig(examples=2048, tokens={"organic": 2048 * 27, "impressions": 2048 * 27}),
+        batch=BatchConfig(examples=1024, tokens={"organic": 1024 * 107, "impressions": 1024 * 58}),
         optimizer=OptimizerConfig(learning_rate=7.5e-4, table_learning_rate=0.1),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),

@@ -43,9 +43,9 @@ MODEL = GemConfig(embedding_dim=16, levels=(Level(), Level(recent=8)), fmb_hidde
 def get_config() -> Config:
     return Config(
         name="gem_debug",
-        data=SyntheticConfig(train_examples=250_000, test_examples=20_000, organic_max_len=16, impressions_max_len=16),
+        data=SyntheticConfig(train_examples=250_000, test_examples=50_000, organic_max_len=32, impressions_max_len=16),
         model=MODEL,
-        batch=BatchConfig(examples=256, tokens={"organic": 256 * 12, "impressions": 256 * 13}),
+        batch=BatchConfig(examples=256, tokens={"organic": 256 * 32, "impressions": 256 * 16}),
         optimizer=OptimizerConfig(learning_rate=3e-3, table_learning_rate=0.2),
         train=TrainConfig(shuffle=False),
     )

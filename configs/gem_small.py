@@ -33,9 +33,9 @@ def get_config() -> Config:
         data=SyntheticConfig(
             train_examples=4_000_000,
             test_examples=100_000,
-            active_users=100_000,
-            active_ads=1_600,
-            organic_max_len=32,
+            active_users=8_000,
+            active_ads=1_608,
+            organic_max_len=64,
             impressions_max_len=32,
         ),
         model=GemConfig(
@@ -49,7 +49,7 @@ def get_config() -> Config:
             levels=(Level(), Level(pool=4), Level(recent=8)),
             head_hidden=128,
         ),
-        batch=BatchConfig(examples=1024, tokens={"organic": 1024 * 20, "impressions": 1024 * 20}),
+        batch=BatchConfig(examples=1024, tokens={"organic": 1024 * 61, "impressions": 1024 * 31}),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, table_learning_rate=0.2),
         train=TrainConfig(shuffle=False),
     )

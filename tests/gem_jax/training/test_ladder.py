@@ -109,7 +109,7 @@ SMALL_SHAPED = [
     "model.num_layers=1",
     "model.fmb_hidden=128",
     "data.active_users=20",
-    "data.active_ads=16",
+    "data.active_ads=24",
     "data.train_examples=1",
 ]
 

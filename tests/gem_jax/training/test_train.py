@@ -36,7 +36,7 @@ def tiny_config(runs_dir: pathlib.Path, *overrides: str) -> Config:
             "data.train_examples=600",
             "data.test_examples=200",
             "data.active_users=40",
-            "data.active_ads=16",
+            "data.active_ads=24",
             "batch.examples=32",
             "batch.tokens.organic=512",
             "batch.tokens.impressions=512",
