@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gem_jax.data.synthetic import SyntheticConfig, SyntheticSource
-from gem_jax.data.synthetic.ladder_features import NEWEST, Rungs, features
+from gem_jax.data.synthetic.ladder_features import Rungs, features
+from gem_jax.data.synthetic.source import Stream, SyntheticConfig, SyntheticSource
 from gem_jax.errors import UserError
 
 ACTIVE_USERS = 4_000
@@ -43,7 +43,7 @@ def ladder(examples: int, seed: int) -> list[dict]:
     Raises:
       UserError: scikit-learn is missing.
     """
-    source, columns, rungs = _examples(examples, seed)
+    columns, rungs = _examples(examples, seed)
     truth, oracle = columns.pop("truth"), columns.pop("oracle")
     test = columns.pop("user") % 2 == 1
     base = _entropy(truth[test].mean())
@@ -60,7 +60,7 @@ def ladder(examples: int, seed: int) -> list[dict]:
     return [row | {"seed": seed, "examples": examples, "base_rate": float(truth[test].mean())} for row in rows]
 
 
-def _examples(examples: int, seed: int) -> tuple[SyntheticSource, dict[str, np.ndarray], Rungs]:
+def _examples(examples: int, seed: int) -> tuple[dict[str, np.ndarray], Rungs]:
     config = SyntheticConfig(
         seed=seed,
         train_examples=2 * examples,
@@ -69,13 +69,13 @@ def _examples(examples: int, seed: int) -> tuple[SyntheticSource, dict[str, np.n
         organic_max_len=1_000,
         impressions_max_len=1_000,
     )
-    source = config.build().train
+    source = SyntheticSource(Stream(config), first=0, length=config.train_examples)
     chosen = np.sort(np.random.default_rng(seed).choice(len(source), examples, replace=False))
     parts = []
     for chunk in np.array_split(chosen, -(-examples // CHUNK)):
         shown, rungs = features(source.read(chunk), source.stream.laws)
         parts.append(shown | {"oracle": source.oracle(chunk)})
-    return source, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, rungs
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, rungs
 
 
 def _trees(x: np.ndarray, y: np.ndarray, x_test: np.ndarray) -> np.ndarray:

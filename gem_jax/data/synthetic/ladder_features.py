@@ -99,17 +99,17 @@ def _static(examples: Examples, world: Laws) -> dict[str, np.ndarray]:
     rest = world.base[surface] + world.drift(examples.vectors["image"], examples.time_s)
     shared = np.broadcast_to(world.shared_weight * world.cross_scale, world.weight.shape).astype(np.float32)
     return {
-        "one": rest + _cross_up_to(world, ids, 1, shared),
-        "two": rest + _cross_up_to(world, ids, 2, shared),
-        "two own": rest + _cross_up_to(world, ids, 2, world.weight),
-        "shared": rest + _cross_up_to(world, ids, len(ids), shared),
+        "one": rest + crosses_up_to(world, ids, 1, shared),
+        "two": rest + crosses_up_to(world, ids, 2, shared),
+        "two own": rest + crosses_up_to(world, ids, 2, world.weight),
+        "shared": rest + crosses_up_to(world, ids, len(ids), shared),
         "whole": rest + world.crosses(ids),
         "domain": surface.astype(np.float32),
         "price": laws.PRICES[ids["price"]],
     }
 
 
-def _cross_up_to(world: Laws, ids: dict[str, np.ndarray], order: int, weight: np.ndarray) -> np.ndarray:
+def crosses_up_to(world: Laws, ids: dict[str, np.ndarray], order: int, weight: np.ndarray) -> np.ndarray:
     """X of (7) with the terms of the products that have at most `order` factors, by the elementary symmetric polynomials."""
     terms = [np.ones((len(ids["surface"]), weight.shape[1]), np.float32)]
     terms += [np.zeros_like(terms[0]) for _ in range(order)]

@@ -8,6 +8,7 @@ import pytest
 
 from gem_jax.data.batch import Examples
 from gem_jax.data.synthetic import SyntheticConfig, SyntheticSource, clock, laws, reports, tape
+from gem_jax.data.synthetic.ladder_features import crosses_up_to
 from gem_jax.data.synthetic.laws import DAY_S
 from gem_jax.errors import UserError
 from tests.gem_jax.data.stream_reference import Reference, past
@@ -33,8 +34,18 @@ def spread(default) -> Examples:
 
 
 @pytest.fixture(scope="module")
-def small() -> Examples:
-    return read_all(WHOLE.build().train)
+def short():
+    return SMALL.build()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return WHOLE.build()
+
+
+@pytest.fixture(scope="module")
+def small(whole) -> Examples:
+    return read_all(whole.train)
 
 
 def events(examples: Examples, name: str) -> list[list[tuple]]:
@@ -63,9 +74,9 @@ def assert_same(a: Examples, b: Examples):
 # --- a pure function of (seed, index) ------------------------------------------------------------------------------------------
 
 
-def test_an_example_is_the_same_alone_in_any_chunk_and_in_a_longer_stream():
-    source = SMALL.build().train
-    order = np.random.default_rng(0).permutation(len(source))[:200]
+def test_an_example_is_the_same_alone_in_any_chunk_and_in_a_longer_stream(short):
+    source = short.train
+    order = np.random.default_rng(0).permutation(580)[:200]
     chunk = source.read(order)
     np.testing.assert_array_equal(chunk.example_id, order)
     for k in range(20):
@@ -83,8 +94,8 @@ def test_an_example_is_the_same_alone_in_any_chunk_and_in_a_longer_stream():
 
 def test_a_stream_that_does_not_fit_in_memory_is_the_same(monkeypatch):
     """With the least memory, chunks that go over many generations are made piece by piece."""
-    config = dataclasses.replace(SMALL, train_examples=9_000, active_users=20)
-    index = np.random.default_rng(0).integers(0, 9_000, 100)
+    config = dataclasses.replace(SMALL, train_examples=3_600, active_users=20)
+    index = np.random.default_rng(0).integers(0, 3_600, 100)
     whole = config.build().train
     monkeypatch.setattr(tape, "SHELF_BYTES", 0)
     monkeypatch.setattr(tape, "ORDERED", 0)
@@ -94,8 +105,8 @@ def test_a_stream_that_does_not_fit_in_memory_is_the_same(monkeypatch):
     np.testing.assert_array_equal(whole.oracle(index), scarce.oracle(index))
 
 
-def test_the_test_part_follows_the_training_part():
-    splits = SMALL.build()
+def test_the_test_part_follows_the_training_part(short):
+    splits = short
     longer = dataclasses.replace(SMALL, train_examples=3_500, test_examples=500).build()
     assert_same(splits.test.read(np.arange(500)), longer.train.read(np.arange(3_000, 3_500)))
     assert (len(splits.train), len(splits.test)) == (3_000, 1_000)
@@ -103,9 +114,9 @@ def test_the_test_part_follows_the_training_part():
         splits.test.read(np.array([1_000]))
 
 
-def test_another_seed_is_another_world():
-    a = read_all(SMALL.build().train, 100)
-    b = read_all(dataclasses.replace(SMALL, seed=4).build().train, 100)
+def test_another_seed_is_another_world(short):
+    index = np.arange(0, 500, 5)
+    a, b = (splits.train.read(index) for splits in (short, dataclasses.replace(SMALL, seed=4).build()))
     assert not np.array_equal(a.ids["ad"], b.ids["ad"])
     assert not np.array_equal(a.true_probability[:, 0], b.true_probability[:, 0])
 
@@ -139,9 +150,9 @@ def test_contents_fit_the_schema(default, spread):
     np.testing.assert_array_equal(spread.domain, spread.ids["surface"][:, 0])
 
 
-def test_every_user_and_ad_of_the_tables_is_within_reach():
+def test_every_user_and_ad_of_the_tables_is_within_reach(short):
     """The closed form of the schema is neither short nor wasteful: at its end the stream uses the last ids."""
-    last = SMALL.build().test
+    last = short.test
     found = read_all(last)
     users, ads = (last.schema.table(name).rows for name in ("user", "ad"))
     assert users - 60 <= found.user.max() < users
@@ -191,8 +202,8 @@ def test_earlier_impressions_are_the_later_history(small):
     assert checked > 20_000 and late_conversions > 0
 
 
-def test_a_shorter_history_is_the_newest_of_the_longer(small):
-    short = read_all(SMALL.build().train)
+def test_a_shorter_history_is_the_newest_of_the_longer(small, short):
+    short = read_all(short.train)
     for name, max_len in (("organic", SMALL.organic_max_len), ("impressions", SMALL.impressions_max_len)):
         for shown, whole in zip(events(short, name), events(small, name), strict=True):
             assert shown == whole[max(len(whole) - max_len, 0) :]
@@ -211,11 +222,12 @@ def test_organic_events_are_the_same_from_example_to_example(small):
     assert shared > 20_000
 
 
-def test_more_organic_events_when_asked():
+def test_more_organic_events_when_asked(whole):
     many = dataclasses.replace(WHOLE, organic_intensity=3, organic_max_len=10_000).build().train
-    few = WHOLE.build().train
-    index = np.arange(0, 3_000, 30)
-    ratio = many.read(index).sequences["organic"].lengths.sum() / few.read(index).sequences["organic"].lengths.sum()
+    index = np.arange(0, 500, 5)
+    ratio = (
+        many.read(index).sequences["organic"].lengths.sum() / whole.train.read(index).sequences["organic"].lengths.sum()
+    )
     assert 2.7 < ratio < 3.3
 
 
@@ -226,9 +238,9 @@ CHOSEN = np.arange(300, 3_000, 150)
 
 
 @pytest.fixture(scope="module")
-def stories():
+def stories(whole):
     """Whole pasts of some examples, ready for the reference, with the stream's own probabilities [n, 2]."""
-    source = WHOLE.build().train
+    source = whole.train
     examples, stream = source.read(CHOSEN), source.stream
     slab, position = np.divmod(CHOSEN, clock.slab_size(WHOLE.active_users))
     found = []
@@ -243,9 +255,7 @@ def stories():
         chain = (user, interests, began_s)
         found.append((past(examples, row), reported, chain))
     convert = [
-        stream.tape.impressions["convert"][
-            stream.tape.locate(int(s) + clock.FIRST_SLAB, np.array([p])).impression[0]
-        ]
+        stream.tape.impressions["convert"][stream.tape.locate(int(s) + clock.FIRST_SLAB, np.array([p])).impression[0]]
         for s, p in zip(slab, position, strict=True)
     ]
     return stream, found, np.stack([examples.true_probability[:, 0], convert], axis=1)
@@ -320,11 +330,9 @@ def test_deep_products_count():
     """Terms of three and more features hold a tenth of the crosses' variance at least."""
     world, rng = laws.Laws(1, 64), np.random.default_rng(0)
     ids = {name: rng.integers(0, rows, 4_000) for name, rows in zip(laws.CROSS_FEATURES, laws.CROSS_ROWS, strict=True)}
-    from gem_jax.data.synthetic.ladder_features import _cross_up_to
-
     whole = world.crosses(ids)
-    np.testing.assert_allclose(_cross_up_to(world, ids, 6, world.weight), whole, atol=2e-5)
-    left = [np.var(whole - _cross_up_to(world, ids, k, world.weight)) / np.var(whole) for k in (1, 2, 3)]
+    np.testing.assert_allclose(crosses_up_to(world, ids, 6, world.weight), whole, atol=2e-5)
+    left = [np.var(whole - crosses_up_to(world, ids, k, world.weight)) / np.var(whole) for k in (1, 2, 3)]
     assert 0.9 > left[0] > left[1] > 0.1 and left[1] > left[2] > 0
 
 
@@ -356,7 +364,9 @@ def sums_by_user(user: np.ndarray, group: np.ndarray, excess: np.ndarray) -> flo
 @pytest.fixture(scope="module")
 def calibrated():
     """(user, true probabilities [n, 2], labels [n, 2], oracle [n]) of 300 000 examples."""
-    source = SyntheticConfig(train_examples=300_000, active_users=4_000, organic_max_len=1, impressions_max_len=1).build()
+    source = SyntheticConfig(
+        train_examples=300_000, active_users=4_000, organic_max_len=1, impressions_max_len=1
+    ).build()
     parts = [source.train.read(k + np.arange(30_000)) for k in range(0, 300_000, 30_000)]
     oracle = source.train.oracle(np.arange(300_000))
     user, p, y = (np.concatenate([getattr(x, n) for x in parts]) for n in ("user", "true_probability", "labels"))
@@ -399,7 +409,10 @@ def test_reports_come_as_often_as_they_say(read_days):
 
 
 def test_labels_are_as_of_the_read_time():
-    final, early = (dataclasses.replace(SMALL, train_examples=9_000, active_users=300, read_days=d).build().train for d in (45.0, 1.0))
+    final, early = (
+        dataclasses.replace(SMALL, train_examples=2_900, active_users=300, read_days=d).build().train
+        for d in (45.0, 1.0)
+    )
     a, b = read_all(final), read_all(early)
     np.testing.assert_array_equal(a.labels[:, 0], b.labels[:, 0])
     observed = ~np.isnan(a.labels[:, 1])
