@@ -62,7 +62,7 @@ class Inventory:
         self.signal = drawn("signal", self.advertiser, SIGNAL_SHARE)
         self.goal = drawn("goal", ad, GOAL_SHARE)
         self.format = drawn("format", ad, np.ones(len(laws.FORMATS)))
-        self.style = drawn("style", ad, 1.0 / np.arange(1, laws.STYLES + 1) ** 0.5)
+        self.style = drawn("style", ad, 1.0 / np.arange(1, laws.STYLES + 1) ** 0.25)
         self.price = drawn("price", ad, np.exp(-0.5 * laws.PRICES**2))
         counter = ad[:, None] * laws.IMAGE_DIM + np.arange(laws.IMAGE_DIM)
         self.image = hashing.normal(hashing.stream(seed, "image"), counter).astype(np.float32)

@@ -65,8 +65,8 @@ DELIVER_LAST, DELIVER_INTEREST = 0.35, 0.33
 
 # (6) click
 FATIGUE_DAYS = 2.0
-STYLE_WEIGHT = 1.1
-PRICE_MATCH = 1.6
+STYLE_WEIGHT = 1.4
+PRICE_MATCH = 2.0
 PRICE_STAGE = np.array([0.0, 0.5, 1.0], np.float32)[:, None]
 
 # (7) crosses
@@ -78,7 +78,7 @@ CROSS_ROWS = (
     len(PRICES),
 )  # fmt: skip
 CROSS_ORDERS = (0.15, 0.30, 0.20, 0.15, 0.10, 0.10)
-CROSS_SLOPE, CROSS_SIZE, CROSS_LIMIT = 0.6, 0.75, 2.5
+CROSS_SLOPE, CROSS_SIZE, CROSS_LIMIT = 0.85, 1.0, 2.5
 DOMAIN_ANGLE = 0.5
 """How far the domains' weights are turned from the shared ones, in radians."""
 
@@ -86,7 +86,7 @@ DOMAIN_ANGLE = 0.5
 DRIFT, DRIFT_DAYS = 0.45, 60.0
 
 # (9) conversions
-CONVERT_BASE, CONVERT_STAGE_2, CONVERT_STAGE_3, CONVERT_PRICE = -3.0, 1.2, 3.0, -0.4
+CONVERT_BASE, CONVERT_STAGE_2, CONVERT_STAGE_3, CONVERT_PRICE = -2.6, 1.2, 3.0, -0.4
 CONVERT_GOAL = np.array([-0.8, -0.3, 0.3, 0.6], np.float32)
 
 
@@ -105,7 +105,7 @@ class Laws:
 
     def __init__(self, seed: int, crosses: int):
         rng = np.random.default_rng((seed, 7))
-        self.base = np.array([-3.6, -3.9, -4.3, -4.6, -4.2, -5.0], np.float32)
+        self.base = np.array([-3.4, -3.7, -4.1, -4.4, -4.0, -4.8], np.float32)
         self.shared_gamma = np.array([0.3, 1.6, 3.1])
         own = self.shared_gamma * (1 + 0.45 * rng.standard_normal((len(SURFACES), STAGES)))
         self.gamma = np.clip(own, -0.5, 4.5).astype(np.float32)  # [D, S]
@@ -124,7 +124,7 @@ class Laws:
         rank = np.argsort(rng.random((len(CROSS_FEATURES), crosses)), axis=0)
         taking_part = rank < order
         self.slopes = [
-            (CROSS_SLOPE * taking_part[f] * rng.standard_normal((rows, crosses))).astype(np.float32)
+            (CROSS_SLOPE * taking_part[f] * np.sqrt(3) * rng.uniform(-1, 1, (rows, crosses))).astype(np.float32)
             for f, rows in enumerate(CROSS_ROWS)
         ]  # [rows of a feature, R], 0 where a product leaves the feature out
         self.shared_weight = np.arange(1, crosses + 1) ** -0.6 * rng.choice([-1.0, 1.0], crosses)

@@ -37,7 +37,7 @@ def draw_reports(rng: np.random.Generator, convert: np.ndarray, goal: np.ndarray
     reported = np.where(true, reports < REPORTS[signal], lies < FALSE_REPORTS[signal])
     days = np.where(true, delay, 0.0) - np.log1p(-lag) * LAG_MEAN_DAYS[signal]
     days += LAG_FROM_DAYS[signal] + wait * (LAG_TO_DAYS - LAG_FROM_DAYS)[signal]
-    return np.where(reported, days * DAY_S, -1).astype(np.int32)
+    return np.where(reported, np.ceil(days * DAY_S), -1).astype(np.int32)
 
 
 class Reports:

@@ -55,7 +55,7 @@ def simulate(
       tier: of their activity.
       intensity: multiplies organic events.
     """
-    kinds = clock.event_kinds(rng, clock.IMPRESSIONS[tier], clock.ORGANIC[tier] * intensity)
+    kinds = clock.event_kinds(rng, int(clock.IMPRESSIONS[tier]), int(clock.ORGANIC[tier]) * intensity)
     life = _Life(rng, world, ads, users, began_s, kinds)
     for event, is_impression in enumerate(kinds):
         life.pass_time(event)
@@ -236,7 +236,7 @@ class _Life:
 
         aside = np.float32(1 - laws.ON_TOPIC) * self.background[self.rows, topic] * _ACTIONS_IDLE[action]
         ratio = 1 + np.float32(laws.ON_TOPIC) * _ACTIONS[:, action] / aside
-        self.belief.observe(topic, ratio, others=np.float32(1 - laws.ON_TOPIC))
+        self.belief.observe(topic, ratio, others=1 - laws.ON_TOPIC)
         moves = self._moves(topic, action)
         self.belief.progress(topic, moves)
         stage = np.minimum(self.stage, 1)

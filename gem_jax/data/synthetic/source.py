@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from gem_jax.data.batch import Examples
-from gem_jax.data.columns import join_examples, take_examples
+from gem_jax.data.columns import empty_examples, join_examples, take_examples
 from gem_jax.data.identity import digest
-from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, TrainingColumn, Vector
+from gem_jax.data.schema import Categorical, Dense, Role, Schema, Sequence, Table, Task, TrainingColumn, Vector
 from gem_jax.data.source import Splits
 from gem_jax.data.synthetic import laws
 from gem_jax.data.synthetic.clock import FIRST_SLAB, LIFE_SLABS, SLAB_S, num_slabs, num_users, slab_size
@@ -80,7 +80,7 @@ class SyntheticConfig:
         )
 
 
-def _one(name: str, role: str, table: str | None = None) -> Categorical:
+def _one(name: str, role: Role, table: str | None = None) -> Categorical:
     return Categorical(name=name, table=table or name, role=role)
 
 
@@ -166,11 +166,15 @@ class Stream:
 
     def read(self, index: np.ndarray) -> Examples:
         """Examples of the stream, int64 [n]."""
+        if not len(index):
+            return empty_examples(self.schema)
         parts, positions = self._each(index, self._head.show)
         return parts[0] if len(parts) == 1 else take_examples(join_examples(parts), np.argsort(positions))
 
     def oracle(self, index: np.ndarray) -> np.ndarray:
         """Probability of a click of one who knows the intent, float32 [n]."""
+        if not len(index):
+            return np.zeros(0, np.float32)
         parts, positions = self._each(index, lambda _, place: self.tape.impressions["oracle"][place.impression])
         return np.concatenate(parts)[np.argsort(positions)]
 
@@ -178,7 +182,7 @@ class Stream:
         """What `show` makes of the examples, of as many slabs at a time as the tape holds, and which examples these are."""
         slab, position = np.divmod(index, self._slab_size)
         slab += FIRST_SLAB
-        parts, positions = [], [np.zeros(0, np.int64)]
+        parts, positions = [], []
         with self._lock:
             for run in self.tape.runs(np.unique(slab)):
                 chosen = [np.flatnonzero(slab == s) for s in run]

@@ -26,11 +26,10 @@ ORDERED = 2**24
 """Impressions whose order in time is kept."""
 
 _IMPRESSION_COLUMNS = {
-    "time_s": np.int32, "ad": np.int32, "due": np.int32, "before": np.int32, "surface": np.uint8,
-    "click": np.float32, "oracle": np.float32, "convert": np.float32,
+    "time_s": "i4", "ad": "i4", "due": "i4", "before": "i4", "surface": "u1", "click": "f4", "oracle": "f4", "convert": "f4",
 }  # fmt: skip
 _ORGANIC_COLUMNS = {
-    "time_s": np.int32, "topic": np.uint8, "action": np.uint8, "style": np.uint8, "response": np.uint8, "surface": np.uint8,
+    "time_s": "i4", "topic": "u1", "action": "u1", "style": "u1", "response": "u1", "surface": "u1",
 }  # fmt: skip
 
 
@@ -172,7 +171,7 @@ class Tape:
         _scatter(self.organic, shelf * self._shelf[1] + self._first_organic[seat], lives.organic)
 
 
-def _columns(kinds: dict[str, type], size: int) -> dict[str, np.ndarray]:
+def _columns(kinds: dict[str, str], size: int) -> dict[str, np.ndarray]:
     return {name: np.empty(size, dtype) for name, dtype in kinds.items()}
 
 
