@@ -30,7 +30,7 @@ def _told(m: Measures, oracle: float | None, examples: int | None) -> list[str]:
     return [
         f"Learnt: {learnt:.0%} of what features and histories can tell. Knowing only the base rate is an NE of 1, knowing the true "
         f"laws and what users did before is {m['bayes_ne']:.3f} (Bayes), and the model is at {m['ne']:.3f}.",
-        f"Left: the other {1 - learnt:.0%}; more training examples{_so_far(examples)}, longer histories or a larger model can learn it.",
+        f"Left: the other {1 - learnt:.0%}. More examples{_so_far(examples)}, longer histories or a larger model can learn it.",
         *_hidden(m["bayes_ne"], oracle),
         *_by_domain(m["by_domain"]),
         *_calibrated(m),
@@ -44,7 +44,7 @@ def _learnt(m: Measures) -> float | None:
 
 
 def _so_far(examples: int | None) -> str:
-    return "" if examples is None else f" (it saw {examples:,})"
+    return "" if examples is None else f" than {examples:,}"
 
 
 def _hidden(bayes: float, oracle: float | None) -> list[str]:
