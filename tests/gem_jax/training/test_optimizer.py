@@ -107,17 +107,17 @@ def test_what_is_kept_is_the_running_mean_and_what_learns_is_not_moved_by_it():
     rng = np.random.default_rng(1)
     config = OptimizerConfig(average=0.6)
     sizes = {"tokens:decay": 7, "layers/0:decay": 5}
-    mean = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    mean = {name: jnp.float32(rng.normal(size=size)) for name, size in sizes.items()}
     optimizer = dense_optimizer(config, buckets_of(mean))
-    state = optimizer.init(jax.tree.map(np.zeros_like, mean))  # as a program makes it, before there are values
-    expected = {name: w.astype(np.float64) for name, w in mean.items()}
-    plain = {name: w.astype(np.float64) for name, w in mean.items()}
+    state = optimizer.init(jax.tree.map(jnp.zeros_like, mean))  # as a program makes it, before there are values
+    expected = {name: np.asarray(w, np.float64) for name, w in mean.items()}
+    plain = dict(expected)
     for step in range(6):
         weights = learning(config, mean, state)
         for name in sizes:
             np.testing.assert_allclose(weights[name], plain[name], rtol=8 * EPS, atol=8 * EPS)
         updates, state = optimizer.update(
-            {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}, state, weights
+            {name: jnp.float32(rng.normal(size=size)) for name, size in sizes.items()}, state, weights
         )
         weights = {name: w - np.float32(0.1) * updates[name] for name, w in weights.items()}
         mean, state = averaged(config, jnp.int32(step), mean, weights, state)
@@ -129,7 +129,7 @@ def test_what_is_kept_is_the_running_mean_and_what_learns_is_not_moved_by_it():
 
 
 def test_without_averaging_what_learns_is_kept():
-    config, weights = OptimizerConfig(), {"tokens:decay": np.float32([1.0])}
+    config, weights = OptimizerConfig(), {"tokens:decay": jnp.ones(1)}
     state = dense_optimizer(config, buckets_of(weights)).init(weights)
     assert learning(config, weights, state) is weights
     assert averaged(config, jnp.int32(3), weights, weights, state) == (weights, state)
