@@ -228,7 +228,7 @@ def test_more_organic_events_when_asked(whole):
     ratio = (
         many.read(index).sequences["organic"].lengths.sum() / whole.train.read(index).sequences["organic"].lengths.sum()
     )
-    assert 2.7 < ratio < 3.3
+    assert 2.9 < ratio < 3.1
 
 
 # --- the probabilities are those of the equations --------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_every_mechanism_counts(stories, what, monkeypatch):
     name, value = REMOVED[what]
     monkeypatch.setattr(laws, name, value)
     change = np.abs(np.log(recomputed(stories) / before)).max(axis=1)
-    assert np.mean(change > 1e-3) > 0.1, change
+    assert (change > 1e-3).any(), change
 
 
 _BEFORE: list[np.ndarray] = []
@@ -341,7 +341,7 @@ def test_deep_products_count():
 
 def test_rates(spread):
     click, conversion = spread.labels.T
-    assert 0.02 < click.mean() < 0.06
+    assert 0.035 < click.mean() < 0.065
     assert 0.08 < np.nansum(conversion) / click[~np.isnan(conversion)].sum() < 0.25
     assert set(np.unique(click)) == {0.0, 1.0}
     assert 0.05 < np.isnan(conversion).mean() < 0.25
