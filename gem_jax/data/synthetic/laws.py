@@ -65,8 +65,8 @@ DELIVER_LAST, DELIVER_INTEREST = 0.35, 0.33
 
 # (6) click
 FATIGUE_DAYS = 2.0
-STYLE_WEIGHT = 1.5
-PRICE_MATCH = 2.5
+STYLE_WEIGHT = 1.7
+PRICE_MATCH = 2.3
 PRICE_STAGE = np.array([0.0, 0.5, 1.0], np.float32)[:, None]
 
 # (7) crosses

@@ -234,17 +234,22 @@ def test_more_organic_events_when_asked(whole):
 # --- the probabilities are those of the equations --------------------------------------------------------------------------------
 
 
-CHOSEN = np.arange(300, 3_000, 150)
+def chosen(examples: Examples) -> np.ndarray:
+    """Some examples, and those whose users converted most."""
+    history = examples.sequences["impressions"]
+    row = np.repeat(np.arange(len(examples)), history.lengths)
+    conversions = np.bincount(row, history.ids["action"] == 2, len(examples))
+    return np.union1d(np.arange(300, 3_000, 250), np.argsort(conversions, kind="stable")[-6:])
 
 
 @pytest.fixture(scope="module")
-def stories(whole):
+def stories(whole, small):
     """Whole pasts of some examples, ready for the reference, with the stream's own probabilities [n, 2]."""
-    source = whole.train
-    examples, stream = source.read(CHOSEN), source.stream
-    slab, position = np.divmod(CHOSEN, clock.slab_size(WHOLE.active_users))
+    index = chosen(small)
+    examples, stream = whole.train.read(index), whole.train.stream
+    slab, position = np.divmod(index, clock.slab_size(WHOLE.active_users))
     found = []
-    for row in range(len(CHOSEN)):
+    for row in range(len(index)):
         place = stream.tape.locate(int(slab[row]) + clock.FIRST_SLAB, position[row : row + 1])
         first, end = int(place.impression[0] - place.turn[0]), int(place.impression[0])
         began_s = int(place.began_s[0])
