@@ -16,7 +16,7 @@ from gem_jax.data.synthetic.simulate import Lives, simulate
 
 USERS = 4_096
 """Of a block, spread over the tiers as in the stream."""
-EDGES = np.array([0.0020, 0.0036, 0.0055, 0.0078, 0.0108, 0.0150, 0.0214, 0.0330, 0.0667])
+EDGES = np.array([0.0030, 0.0052, 0.0078, 0.0110, 0.0152, 0.0210, 0.0300, 0.0450, 0.0880])
 """Of the groups by the filter's probability: about its deciles."""
 
 

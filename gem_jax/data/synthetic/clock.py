@@ -21,8 +21,8 @@ ORGANIC = np.array([60, 24, 9, 3])
 """Organic events a slab, by tier, times the stream's `organic_intensity`."""
 TIERS = np.array([3, 2, 3, 1, 3, 2, 0, 3, 2, 1])
 """Tiers of ten neighbouring seats."""
-STAYS = 0.78
-"""An event is followed by another of its session this often."""
+SESSIONS_AN_EVENT = 0.22
+"""Sessions over events where `organic_intensity` is 1; more organic events make longer sessions, not more of them."""
 PAUSE_S = 60.0
 """Median time between events of a session; log-normal."""
 SESSION_GAP_S = 1800
@@ -55,19 +55,25 @@ def num_users(seats: int, slabs: int) -> int:
     return seats * (1 + (slabs - 1) // LIFE_SLABS)
 
 
-def life_times(rng: np.random.Generator, users: int, per_slab: int) -> np.ndarray:
+def life_times(rng: np.random.Generator, users: int, per_slab: int, begins: float) -> np.ndarray:
     """Times of the events of lives, int32 [E, n], seconds since each life's beginning, strictly increasing along E.
 
     Sessions begin at any time of a slab, evenings oftener than mornings; what would outlast the slab begins it.
+
+    Args:
+      rng: all draws are from it.
+      users: n.
+      per_slab: m.
+      begins: share of the events that begin a session.
     """
     shape = (users, LIFE_SLABS, per_slab)
-    begins = rng.random(shape, np.float32) >= STAYS
-    begins[..., 0] = True
+    begins_one = rng.random(shape, np.float32) < begins
+    begins_one[..., 0] = True
     start = rng.random(shape) * SLAB_S
-    start = np.take_along_axis(start, np.cumsum(begins, axis=-1) - 1, axis=-1)
+    start = np.take_along_axis(start, np.cumsum(begins_one, axis=-1) - 1, axis=-1)
     pause = np.exp(np.float32(np.log(PAUSE_S)) + rng.standard_normal(shape, np.float32))
     passed = np.cumsum(pause, axis=-1, dtype=np.float64)
-    time = start + passed - np.maximum.accumulate(np.where(begins, passed, 0.0), axis=-1)
+    time = start + passed - np.maximum.accumulate(np.where(begins_one, passed, 0.0), axis=-1)
     time = np.sort(_evenings(time % (SLAB_S - per_slab)).astype(np.int32), axis=-1)
     time += (np.arange(LIFE_SLABS, dtype=np.int32) * SLAB_S)[:, None]
     number = np.arange(LIFE_SLABS * per_slab, dtype=np.int32)

@@ -41,7 +41,7 @@ TASTE = 0.8
 
 # (2) organic events
 ON_TOPIC = 0.75
-"""Share of a user's organic events that are about the intent."""
+"""Share of a user's organic events that are about the intent, over the stream's `organic_intensity`."""
 BACKGROUND = 0.15
 """Share of the other events that are about any category, not the user's interests."""
 ACTIONS_IDLE = np.array([0.60, 0.28, 0.12])
@@ -65,8 +65,8 @@ DELIVER_LAST, DELIVER_INTEREST = 0.35, 0.33
 
 # (6) click
 FATIGUE_DAYS = 2.0
-STYLE_WEIGHT = 1.4
-PRICE_MATCH = 2.0
+STYLE_WEIGHT = 1.7
+PRICE_MATCH = 2.3
 PRICE_STAGE = np.array([0.0, 0.5, 1.0], np.float32)[:, None]
 
 # (7) crosses
@@ -78,7 +78,7 @@ CROSS_ROWS = (
     len(PRICES),
 )  # fmt: skip
 CROSS_ORDERS = (0.15, 0.30, 0.20, 0.15, 0.10, 0.10)
-CROSS_SLOPE, CROSS_SIZE, CROSS_LIMIT = 0.85, 1.0, 2.5
+CROSS_SLOPE, CROSS_SIZE, CROSS_LIMIT = 0.9, 1.0, 2.5
 DOMAIN_ANGLE = 0.5
 """How far the domains' weights are turned from the shared ones, in radians."""
 
@@ -105,8 +105,8 @@ class Laws:
 
     def __init__(self, seed: int, crosses: int):
         rng = np.random.default_rng((seed, 7))
-        self.base = np.array([-3.4, -3.7, -4.1, -4.4, -4.0, -4.8], np.float32)
-        self.shared_gamma = np.array([0.3, 1.6, 3.1])
+        self.base = np.array([-3.35, -3.65, -4.05, -4.35, -3.95, -4.75], np.float32)
+        self.shared_gamma = np.array([0.2, 1.6, 3.4])
         own = self.shared_gamma * (1 + 0.45 * rng.standard_normal((len(SURFACES), STAGES)))
         self.gamma = np.clip(own, -0.5, 4.5).astype(np.float32)  # [D, S]
         self.fatigue = (1.6 * np.exp(0.4 * rng.standard_normal(len(SURFACES)))).astype(np.float32)

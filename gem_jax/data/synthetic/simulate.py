@@ -55,8 +55,12 @@ def simulate(
       tier: of their activity.
       intensity: multiplies organic events.
     """
-    kinds = clock.event_kinds(rng, int(clock.IMPRESSIONS[tier]), int(clock.ORGANIC[tier]) * intensity)
-    life = _Life(rng, world, ads, users, began_s, kinds)
+    impressions, organic = int(clock.IMPRESSIONS[tier]), int(clock.ORGANIC[tier])
+    kinds = clock.event_kinds(rng, impressions, organic * intensity)
+    per_slab = impressions + organic * intensity
+    begins = clock.SESSIONS_AN_EVENT * (impressions + organic) / per_slab
+    time = clock.life_times(rng, len(began_s), per_slab, begins)
+    life = _Life(rng, world, ads, users, began_s, time, kinds, laws.ON_TOPIC / intensity)
     for event, is_impression in enumerate(kinds):
         life.pass_time(event)
         if is_impression:
@@ -73,11 +77,11 @@ def simulate(
 class _Life:
     """The state of n users while their lives go on; `shown` and `done` are what is kept of it, [I, n] and [O, n] a column."""
 
-    def __init__(self, rng, world: Laws, ads: Inventory, users: People, began_s: np.ndarray, kinds: np.ndarray):
+    def __init__(self, rng, world: Laws, ads: Inventory, users: People, began_s, time, kinds, on_topic: float):
         self.rng, self.world, self.ads = rng, world, ads
         self.n, self.began_s = len(began_s), began_s
         self.rows = np.arange(self.n)
-        self.time = clock.life_times(rng, self.n, len(kinds) // clock.LIFE_SLABS)
+        self.time, self.share_on_topic = time, np.float32(on_topic)
         self.impressions_so_far = self.organic_so_far = 0
         self._set_up_people(users)
         self._set_up_states()
@@ -135,7 +139,7 @@ class _Life:
         shape = (count, self.n)
         interest = np.float32((1 - laws.BACKGROUND) * laws.TASTE)
         self.aside = np.where(self._uniform(shape) < interest, self._of_interests(shape), self._of_all(shape))
-        self.on_topic = self._uniform(shape) < laws.ON_TOPIC
+        self.on_topic = self._uniform(shape) < self.share_on_topic
         self.which_action, self.goes_on = self._uniform(shape), self._uniform(shape)
         weights = 1.0 / np.arange(1, laws.STYLES + 1)
         style = np.searchsorted(np.cumsum(weights / weights.sum())[:-1].astype(np.float32), self._uniform(shape))
@@ -234,9 +238,9 @@ class _Life:
         action = (self.which_action[i][:, None] >= limits).sum(axis=1)
         self.done["topic"][i], self.done["action"][i] = topic, action
 
-        aside = np.float32(1 - laws.ON_TOPIC) * self.background[self.rows, topic] * _ACTIONS_IDLE[action]
-        ratio = 1 + np.float32(laws.ON_TOPIC) * _ACTIONS[:, action] / aside
-        self.belief.observe(topic, ratio, others=1 - laws.ON_TOPIC)
+        aside = (1 - self.share_on_topic) * self.background[self.rows, topic] * _ACTIONS_IDLE[action]
+        ratio = 1 + self.share_on_topic * _ACTIONS[:, action] / aside
+        self.belief.observe(topic, ratio, others=float(1 - self.share_on_topic))
         moves = self._moves(topic, action)
         self.belief.progress(topic, moves)
         stage = np.minimum(self.stage, 1)

@@ -228,23 +228,28 @@ def test_more_organic_events_when_asked(whole):
     ratio = (
         many.read(index).sequences["organic"].lengths.sum() / whole.train.read(index).sequences["organic"].lengths.sum()
     )
-    assert 2.7 < ratio < 3.3
+    assert 2.9 < ratio < 3.1
 
 
 # --- the probabilities are those of the equations --------------------------------------------------------------------------------
 
 
-CHOSEN = np.arange(300, 3_000, 150)
+def chosen(examples: Examples) -> np.ndarray:
+    """Some examples, and those whose users converted most."""
+    history = examples.sequences["impressions"]
+    row = np.repeat(np.arange(len(examples)), history.lengths)
+    conversions = np.bincount(row, history.ids["action"] == 2, len(examples))
+    return np.union1d(np.arange(300, 3_000, 250), np.argsort(conversions, kind="stable")[-6:])
 
 
 @pytest.fixture(scope="module")
-def stories(whole):
+def stories(whole, small):
     """Whole pasts of some examples, ready for the reference, with the stream's own probabilities [n, 2]."""
-    source = whole.train
-    examples, stream = source.read(CHOSEN), source.stream
-    slab, position = np.divmod(CHOSEN, clock.slab_size(WHOLE.active_users))
+    index = chosen(small)
+    examples, stream = whole.train.read(index), whole.train.stream
+    slab, position = np.divmod(index, clock.slab_size(WHOLE.active_users))
     found = []
-    for row in range(len(CHOSEN)):
+    for row in range(len(index)):
         place = stream.tape.locate(int(slab[row]) + clock.FIRST_SLAB, position[row : row + 1])
         first, end = int(place.impression[0] - place.turn[0]), int(place.impression[0])
         began_s = int(place.began_s[0])
@@ -303,7 +308,7 @@ def test_every_mechanism_counts(stories, what, monkeypatch):
     name, value = REMOVED[what]
     monkeypatch.setattr(laws, name, value)
     change = np.abs(np.log(recomputed(stories) / before)).max(axis=1)
-    assert np.mean(change > 1e-3) > 0.1, change
+    assert (change > 1e-3).any(), change
 
 
 _BEFORE: list[np.ndarray] = []
@@ -341,7 +346,7 @@ def test_deep_products_count():
 
 def test_rates(spread):
     click, conversion = spread.labels.T
-    assert 0.02 < click.mean() < 0.06
+    assert 0.035 < click.mean() < 0.065
     assert 0.08 < np.nansum(conversion) / click[~np.isnan(conversion)].sum() < 0.25
     assert set(np.unique(click)) == {0.0, 1.0}
     assert 0.05 < np.isnan(conversion).mean() < 0.25
