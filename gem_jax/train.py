@@ -35,6 +35,7 @@ from gem_jax.errors import UserError
 from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluate import check_counts, evaluate
 from gem_jax.evaluation.metrics import Measures, scalars
+from gem_jax.evaluation.oracle import oracle_ne
 from gem_jax.files import write_json
 from gem_jax.models.outputs import table_width
 from gem_jax.parallel import processes, xla_flags
@@ -275,6 +276,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
         "forward_flops_per_example": program_flops(program),
         "truncated_events": progress.truncated,
         "eval": result,
+        "oracle_ne": oracle_ne(splits.test, config.train.eval_examples) if result else {},
     }
     if criterion is not None:
         summary |= criterion.summary(progress)
