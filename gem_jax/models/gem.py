@@ -12,13 +12,7 @@ What is published, approximated or our reading:
 - published: optimised factorization machine and LCB (Wukong), gates and interleaving (InterFormer), GDPA (Kunlun), HSTU block.
 - our reading of Meta's description, which has no formula: cross-layer attention, the pyramid, heads gated by domain.
 
-What each brings on the synthetic stream: the NE of clicks of `gem_debug` is 0.8078 over three seeds, and without
-- histories 0.076 worse (0.070 to 0.080),
-- the pyramid's upper level 0.005 worse (0.000 to 0.011),
-- domain gates the same (0.007 better to 0.005 worse),
-- cross-layer attention the same (0.008 better to 0.003 worse).
-The last two are within the noise of seeds at two layers and 250 thousand examples: they are there because GEM has them, and a flag
-switches each off. (configs/results/synthetic.json)
+What each brings on the built-in stream is in README.md beside this file.
 
 Shape letters: B examples, n tokens, D width, m tokens of X_sum, N tasks.
 """
