@@ -49,7 +49,7 @@ def get_config() -> Config:
             dense_hidden=(1024,),
         ),
         batch=BatchConfig(examples=32, tokens={"organic": 32 * 122, "impressions": 32 * 92}),
-        optimizer=OptimizerConfig(learning_rate=3.5e-4, table_learning_rate=0.1),
+        optimizer=OptimizerConfig(learning_rate=3.5e-4, table_learning_rate=0.1, final=0.3, average=0.999),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),
     )

@@ -49,7 +49,7 @@ def get_config() -> Config:
             dense_hidden=(512,),
         ),
         batch=BatchConfig(examples=128, tokens={"organic": 128 * 116, "impressions": 128 * 88}),
-        optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.1),
+        optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.1, final=0.3, average=0.999),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),
     )
