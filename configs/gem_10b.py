@@ -7,7 +7,7 @@ Table parameters: 3.03e10 (7.2 million users, 22 million ads, width 1024)
 Forward FLOPs per example: 1.67e11
 Histories: the newest 128 organic events and 96 impressions, 8 modules (2 sources at 4 levels)
 Meant for: 64 H200 or more, 32 examples a GPU
-Memory, an estimate: 154 GB of parameters, gradients and moments and 121 GB of tables over all GPUs; on each GPU 24 GiB of
+Memory, an estimate: 192 GB of parameters, gradients, moments and means and 121 GB of tables over all GPUs; on each GPU 24 GiB of
 activations and 19 GB of bfloat16 weights; 6 GB of host memory a process for the stream's users
 
 The first three numbers are recounted, without making an array, by pytest tests/gem_jax/training/test_ladder.py; FLOPs count the
@@ -49,7 +49,7 @@ def get_config() -> Config:
             dense_hidden=(1024,),
         ),
         batch=BatchConfig(examples=32, tokens={"organic": 32 * 122, "impressions": 32 * 92}),
-        optimizer=OptimizerConfig(learning_rate=3.5e-4, table_learning_rate=0.1),
+        optimizer=OptimizerConfig(learning_rate=3.5e-4, table_learning_rate=0.1, final=0.3, average=0.999),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),
     )

@@ -7,7 +7,7 @@ Table parameters: 9.67e9 (3.2 million users, 16 million ads, width 512)
 Forward FLOPs per example: 1.76e10
 Histories: the newest 128 organic events and 96 impressions, 8 modules (2 sources at 4 levels)
 Meant for: one host of 8 H200 or more, 128 examples a GPU
-Memory, an estimate: 16 GB of parameters, gradients and moments and 39 GB of tables over all GPUs; on each GPU 21 GiB of
+Memory, an estimate: 20 GB of parameters, gradients, moments and means and 39 GB of tables over all GPUs; on each GPU 21 GiB of
 activations and 2 GB of bfloat16 weights; 2 GB of host memory a process for the stream's users
 
 The first three numbers are recounted, without making an array, by pytest tests/gem_jax/training/test_ladder.py; FLOPs count the
@@ -49,7 +49,7 @@ def get_config() -> Config:
             dense_hidden=(512,),
         ),
         batch=BatchConfig(examples=128, tokens={"organic": 128 * 116, "impressions": 128 * 88}),
-        optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.1),
+        optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.1, final=0.3, average=0.999),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),
     )

@@ -48,7 +48,7 @@ def get_config() -> Config:
             dense_hidden=(256,),
         ),
         batch=BatchConfig(examples=1024, tokens={"organic": 1024 * 107, "impressions": 1024 * 58}),
-        optimizer=OptimizerConfig(learning_rate=7.5e-4, table_learning_rate=0.1),
+        optimizer=OptimizerConfig(learning_rate=7.5e-4, table_learning_rate=0.1, final=0.3, average=0.999),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),
     )

@@ -46,7 +46,7 @@ def get_config() -> Config:
         data=SyntheticConfig(train_examples=250_000, test_examples=50_000, organic_max_len=32, impressions_max_len=16),
         model=MODEL,
         batch=BatchConfig(examples=256, tokens={"organic": 256 * 32, "impressions": 256 * 16}),
-        optimizer=OptimizerConfig(learning_rate=3e-3, table_learning_rate=0.2),
+        optimizer=OptimizerConfig(learning_rate=3e-3, table_learning_rate=0.2, final=0.3, average=0.98),
         train=TrainConfig(shuffle=False),
     )
 

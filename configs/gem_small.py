@@ -44,6 +44,6 @@ def get_config() -> Config:
             head_hidden=128,
         ),
         batch=BatchConfig(examples=1024, tokens={"organic": 1024 * 61, "impressions": 1024 * 31}),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, table_learning_rate=0.2),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, table_learning_rate=0.2, final=0.3, average=0.99),
         train=TrainConfig(shuffle=False),
     )
