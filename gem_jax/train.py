@@ -241,8 +241,8 @@ def train(
                     time_to_first_step_s = clock - started
                 else:
                     progress.timed_examples += turn.num_examples
-                observer.step(outputs, turn.host)
                 window.add(progress.step, progress.examples, outputs, turn.batch, turn.host)
+                observer.step(outputs, turn.host)
                 if is_evaluation_due(before):
                     clock = progress.count_seconds(clock)
                     evaluate_on_the_way()
