@@ -170,13 +170,14 @@ def _kinds() -> list[type]:
     from gem_jax.bench.data import BenchDataConfig
     from gem_jax.data import criteo, frappe, movielens, parquet, schema, synthetic
     from gem_jax.prepare.config import PreparedConfig
+    from gem_jax.transfer.joined import JoinedConfig
 
     modules = (criteo, frappe, movielens, parquet, schema, synthetic, models, models.gem)
     found = [
         c for module in modules for c in vars(module).values() if isinstance(c, type) and dataclasses.is_dataclass(c)
     ]
     others = [BatchConfig, CheckpointConfig, Config, MeshConfig, MultiTaskConfig, OptimizerConfig, Policy, TablesConfig]
-    return [*found, *others, TrainConfig, BenchDataConfig, PreparedConfig]
+    return [*found, *others, TrainConfig, BenchDataConfig, PreparedConfig, JoinedConfig]
 
 
 type _Known = dict[tuple[str, bool], type]

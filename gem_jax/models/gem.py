@@ -212,7 +212,7 @@ class GemModel(nnx.Module):
             self.heads = PlainHead(features, tasks, hidden=(config.head_hidden,), dropout_rate=config.dropout, **make)
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
-        """Logits; "first": the tokens before the first layer; "last": what the heads read."""
+        """Logits; "first": the tokens after the first layer; "last": what the heads read."""
         token_key, head_key, *layer_keys = split_key(key, 2 + len(self.layers))
         with jax.named_scope("tokens"):
             states = [self.norm(self.compress(self.tokens(batch, embedded, token_key)))]
@@ -231,4 +231,4 @@ class GemModel(nnx.Module):
             logits = self.heads(last, head_key)
         else:
             logits = self.heads(last, batch.domain, head_key)
-        return Outputs(logits=logits, representations={"first": flatten(states[0]), "last": last})
+        return Outputs(logits=logits, representations={"first": flatten(states[min(1, len(self.layers))]), "last": last})

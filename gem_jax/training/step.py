@@ -48,6 +48,7 @@ class Parts:
       optimizer: how.
       policy: the model's precision.
       is_sharded: whether dense parameters are cut over several devices, and so gathered for each pass.
+      observed: names of the model's representations that a training step returns.
     """
 
     graph: nnx.GraphDef
@@ -57,6 +58,7 @@ class Parts:
     optimizer: OptimizerConfig
     policy: Policy
     is_sharded: bool
+    observed: tuple[str, ...] = ()
 
 
 def forward(parts: Parts, dense: nnx.State, embedded: Embedded, batch: Batch, key: jax.Array | None) -> Outputs:
@@ -79,7 +81,8 @@ def train_step(
     Returns:
       The new state, and: loss [] of the whole batch, grad_norm [] (dense, before clipping), learning_rate [], table_overflow [] (1
       where ids took the slower way, see `embedding.exchange`), measures (the objective's, by name, divided by the weight of all
-      examples), signals [K] summed over the devices, and logits [B, N] of this device.
+      examples), signals [K] summed over the devices, logits [B, N] of this device, and representations (the observed ones, by name,
+      [B, R]); logits and representations are those of the state given, which has not seen the batch.
     """
     embedded, ticket = parts.tables.lookup(state.tables, batch)
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), collectives.device_index())
@@ -88,14 +91,15 @@ def train_step(
     def loss_of(shares: Vectors, embedded: Embedded):
         outputs = forward(parts, gather(parts, shares), embedded, batch, key).with_base(state.base_logits)
         loss, measures = parts.objective(outputs, batch)
-        return loss / total_weight, (outputs.logits, measures)
+        observed = {name: outputs.representations[name] for name in parts.observed}
+        return loss / total_weight, (outputs.logits, measures, observed)
 
     if parts.is_sharded:
         loss_of = regather(loss_of)
     # The gradient stops at the looked-up rows: nothing of the tables' size is ever made.
-    (loss, (logits, measures)), (dense_grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
-        learning(parts.optimizer, state.dense, state.dense_opt), embedded
-    )
+    grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+    learned = learning(parts.optimizer, state.dense, state.dense_opt)
+    (loss, (logits, measures, observed)), (dense_grads, row_grads) = grad(learned, embedded)
     rate = schedule(parts.optimizer, progress)
     dense, dense_opt, norm = update_dense(parts, state, dense_grads, rate)
     tables = parts.tables.update(
@@ -110,6 +114,7 @@ def train_step(
         "measures": {name: collectives.sum_everywhere(value) / total_weight for name, value in measures.items()},
         "signals": collectives.sum_everywhere(signals[0]),
         "logits": logits,
+        "representations": observed,
     }
 
 
