@@ -210,9 +210,10 @@ class GemModel(nnx.Module):
             )
         else:
             self.heads = PlainHead(features, tasks, hidden=(config.head_hidden,), dropout_rate=config.dropout, **make)
+        self.hidden_axis = self.heads.hidden_axis
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
-        """Logits; "first": the tokens after the first layer; "last": what the heads read."""
+        """Logits; "first": the tokens after the first layer; "last": what the heads read; "hidden": their hidden layer."""
         token_key, head_key, *layer_keys = split_key(key, 2 + len(self.layers))
         with jax.named_scope("tokens"):
             states = [self.norm(self.compress(self.tokens(batch, embedded, token_key)))]
@@ -228,7 +229,10 @@ class GemModel(nnx.Module):
                 tokens = jnp.concatenate([tokens, self.last(tokens, streams)[1]], axis=1)
         last = flatten(tokens)
         if isinstance(self.heads, PlainHead):
-            logits = self.heads(last, head_key)
+            logits, hidden = self.heads.with_hidden(last, head_key)
         else:
-            logits = self.heads(last, batch.domain, head_key)
-        return Outputs(logits=logits, representations={"first": flatten(states[min(1, len(self.layers))]), "last": last})
+            logits, hidden = self.heads.with_hidden(last, batch.domain, head_key)
+        return Outputs(
+            logits=logits,
+            representations={"first": flatten(states[min(1, len(self.layers))]), "last": last, "hidden": hidden},
+        )
