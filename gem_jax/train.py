@@ -35,6 +35,7 @@ from gem_jax.errors import UserError
 from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluate import check_counts, evaluate
 from gem_jax.evaluation.metrics import Measures, scalars
+from gem_jax.evaluation.oracle import oracle_ne
 from gem_jax.files import write_json
 from gem_jax.parallel import processes, xla_flags
 from gem_jax.parallel.lockstep import Lockstep, placed_signals
@@ -241,8 +242,8 @@ def train(
                     time_to_first_step_s = clock - started
                 else:
                     progress.timed_examples += turn.num_examples
-                observer.step(outputs, turn.host)
                 window.add(progress.step, progress.examples, outputs, turn.batch, turn.host)
+                observer.step(outputs, turn.host)
                 if is_evaluation_due(before):
                     clock = progress.count_seconds(clock)
                     evaluate_on_the_way()
@@ -280,6 +281,7 @@ def train(
         "forward_flops_per_example": program.forward_flops(),
         "truncated_events": progress.truncated,
         "eval": result,
+        "oracle_ne": oracle_ne(splits.test, config.train.eval_examples) if result else {},
     }
     if criterion is not None:
         summary |= criterion.summary(progress)

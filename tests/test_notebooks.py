@@ -118,9 +118,7 @@ def test_quickstart_runs_and_shows_its_numbers(run_notebook, tmp_path):
     assert f"calibration {gem['click']['calibration']:.3f}" in printed(cells["calibration"])
     assert [num_charts(cells[name]) for name in ("quality", "calibration", "compare")] == [2, 1, 2]
 
-    predicted = re.findall(
-        r"^(?:feed|stories|messaging) +\d+ +(\d+\.\d\d)% +\d", printed(cells["predict"]), re.MULTILINE
-    )
+    predicted = re.findall(r"^[a-z_]+ +\d+ +(\d+\.\d\d)% +\d", printed(cells["predict"]), re.MULTILINE)
     assert len(predicted) == 8 and len(set(predicted)) > 1
     assert all(0 < float(percent) < 100 for percent in predicted)
 

@@ -146,7 +146,7 @@ class SequenceLayer(nnx.Module):
 
     Args:
       width: D.
-      num_summary: m.
+      num_summary: m; 0 for events that are not personalised: P = RMSNorm(q).
       num_heads: H.
       modules: names of the M modules.
       window: newest rows that each row attends to, itself included; None for all earlier ones.
@@ -171,30 +171,35 @@ class SequenceLayer(nnx.Module):
         self.mask = Mask(causal=True, window=window)
         self.dropout_rate = dropout_rate
         self.policy = policy
+        self.personalises = num_summary > 0
         num_keys = 2 * num_summary
         shape, axes = (len(modules), num_summary, num_heads, num_keys), (modules, None, None, None)
-        self.w1 = parameter(normal(num_summary**-0.5), shape, rngs, decay=True, axes=axes)
-        self.w2 = parameter(normal((num_summary * num_keys) ** -0.5), shape, rngs, decay=True, axes=axes)
+        if self.personalises:
+            self.w1 = parameter(normal(num_summary**-0.5), shape, rngs, decay=True, axes=axes)
+            self.w2 = parameter(normal((num_summary * num_keys) ** -0.5), shape, rngs, decay=True, axes=axes)
         self.norm = LayerNorm(width, affine=False)
         self.norm_personal = RMSNorm(width, affine=False)
         self.uvqk = GroupedDense(modules, width, 4 * width, policy=policy, rngs=rngs)
         self.out = GroupedDense(modules, width, width, use_bias=True, policy=policy, rngs=rngs)
 
-    def __call__(self, x_sum: Float[Array, "B m D"], streams: Streams, key: jax.Array | None) -> Streams:
+    def __call__(self, x_sum: Float[Array, "B m D"] | None, streams: Streams, key: jax.Array | None) -> Streams:
+        """The next streams; `x_sum` is None where events are not personalised."""
         with jax.named_scope("sequence/gdpa"):
             personal = self._personalise(x_sum, streams)
         with jax.named_scope("sequence/attention"):
             return dataclasses.replace(streams, rows=self._attend(personal, streams, key))
 
-    def _personalise(self, x_sum: Float[Array, "B m D"], streams: Streams) -> Float[Array, "R D"]:
+    def _personalise(self, x_sum: Float[Array, "B m D"] | None, streams: Streams) -> Float[Array, "R D"]:
+        layout = streams.layout
+        # Zeroed first: through the norm, a NaN in a padding row would become that row's gradient.
+        q = self.norm(self.policy.cast(layout.clear_padding(streams.rows)))
+        if x_sum is None:
+            return layout.clear_padding(self.norm_personal(q))
         heads = self.policy.cast(x_sum).reshape(*x_sum.shape[:2], -1, self.head_dim)
         k, v = (
             einsum("bmhk,gmhj->gbjhk", heads, w, self.policy).reshape(-1, w.shape[-1], *heads.shape[2:])
             for w in (self.w1, self.w2)
         )
-        layout = streams.layout
-        # Zeroed first: through the norm, a NaN in a padding row would become that row's gradient.
-        q = self.norm(self.policy.cast(layout.clear_padding(streams.rows)))
         personal = gdpa(self._heads(q), k, v, layout.offsets, layout.lengths, max_len=layout.max_len, activation="silu")
         personal = checkpoint_name(personal, tags.ATTENTION)
         return layout.clear_padding(self.norm_personal(q + personal.reshape(q.shape)))

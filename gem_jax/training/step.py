@@ -24,7 +24,15 @@ from gem_jax.precision.remat import regather
 from gem_jax.precision.tags import GATHERED
 from gem_jax.training.buckets import Buckets, Vectors
 from gem_jax.training.objective import Objective
-from gem_jax.training.optimizer import OptimizerConfig, clip_factor, dense_optimizer, group_rate, schedule
+from gem_jax.training.optimizer import (
+    OptimizerConfig,
+    averaged,
+    clip_factor,
+    dense_optimizer,
+    group_rate,
+    learning,
+    schedule,
+)
 from gem_jax.training.state import TrainState
 
 
@@ -90,7 +98,8 @@ def train_step(
         loss_of = regather(loss_of)
     # The gradient stops at the looked-up rows: nothing of the tables' size is ever made.
     grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-    (loss, (logits, measures, observed)), (dense_grads, row_grads) = grad(state.dense, embedded)
+    learned = learning(parts.optimizer, state.dense, state.dense_opt)
+    (loss, (logits, measures, observed)), (dense_grads, row_grads) = grad(learned, embedded)
     rate = schedule(parts.optimizer, progress)
     dense, dense_opt, norm = update_dense(parts, state, dense_grads, rate)
     tables = parts.tables.update(
@@ -112,16 +121,17 @@ def train_step(
 def update_dense(
     parts: Parts, state: TrainState, grads: Vectors, rate: Float[Array, ""]
 ) -> tuple[Vectors, Any, Float[Array, ""]]:
-    """The dense parameters and their optimizer's state after a step, and the gradients' global norm before clipping."""
+    """The dense parameters to keep and their optimizer's state after a step, and the gradients' global norm before clipping."""
     config = parts.optimizer
     grads = collectives.sum_over_replicas(grads)
     norm = collectives.global_norm(grads)
     clip = clip_factor(config, norm)
     optimizer = dense_optimizer(config, parts.buckets)
-    updates, dense_opt = optimizer.update(jax.tree.map(lambda g: g * clip, grads), state.dense_opt, state.dense)
+    weights = learning(config, state.dense, state.dense_opt)
+    updates, dense_opt = optimizer.update(jax.tree.map(lambda g: g * clip, grads), state.dense_opt, weights)
     rates = {name: config.learning_rate * group_rate(config, b) * rate for name, b in parts.buckets.buckets.items()}
-    dense = {name: w - rates[name] * updates[name] for name, w in state.dense.items()}
-    return dense, dense_opt, norm
+    weights = {name: w - rates[name] * updates[name] for name, w in weights.items()}
+    return *averaged(config, state.step, state.dense, weights, dense_opt), norm
 
 
 def score(parts: Parts, state: TrainState, batch: Batch) -> Outputs:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from gem_jax.checkpoint.manifest import as_json, now
 from gem_jax.checkpoint.resume import differences
-from gem_jax.config import Config, to_dict
+from gem_jax.config import to_dict
 from gem_jax.data.batch import Batch, Examples, HostColumns
 from gem_jax.data.identity import digest
 from gem_jax.data.schema import Schema
@@ -84,7 +84,7 @@ def label(
         if source is None:
             continue
         run.source(source)  # refuses another schema
-        made = _pass(run.config, source, state=digest(checksums), step=run.manifest.step)
+        made = _pass(run.manifest.config, source, state=digest(checksums), step=run.manifest.step)
         writer = LabelWriter(_path(folder), part, _manifest(run.schema, projection, part, made))
         _label_rest(writer, scorer, run.state, source, len(run.schema.tasks))
         done[part] = writer.finish()
@@ -109,7 +109,6 @@ class ProgressiveLabels(Observer):
         self._writing: concurrent.futures.Future[None] | None = None
         self._pending: _Step | None = None
         self._held: list[Labels] = []
-        self._start = self._stop = 0
 
     def begin(self, program: Program, splits: Splits, progress: Progress) -> None:
         """As for any observer.
@@ -121,8 +120,9 @@ class ProgressiveLabels(Observer):
             raise UserError("labels are written by one process, and this job has several; label in a separate pass")
         self._projection = Projection.of(self._embedding, program)
         self._size = len(splits.train)
-        made = _pass(program.config, splits.train, state=None, step=None)
+        made = _pass(to_dict(program.config), splits.train, state=None, step=None)
         self._writer = LabelWriter(self._folder, "train", _manifest(program.schema, self._projection, "train", made))
+        self._held, self._pending = [], None
         self._start = self._stop = min(progress.position, self._size)
         self._writer.forget_from(self._start)
         if self._writer.position < self._start:
@@ -271,15 +271,16 @@ def _write(writer: LabelWriter, start: int, stop: int, parts: Sequence[Labels]) 
     writer.write(start, stop, Labels(example_id=ids, user=users, time_s=times, logits=logits, embedding=embedding))
 
 
-def _pass(config: Config, source: Source, *, state: str | None, step: int | None) -> Pass:
-    fields = differences(as_json(to_dict(config)), {})
+def _pass(config: dict[str, Any], source: Source, *, state: str | None, step: int | None) -> Pass:
+    """Of the teacher whose config is given as `Config.to_dict` gave it: classes of the user's own need not be known."""
+    fields = differences(as_json(config), {})
     of_teacher = {
         name: value
         for name, (value, _) in fields.items()
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in NOT_THE_TEACHER)
     }
     return Pass(
-        run=config.name,
+        run=config["name"],
         teacher=digest(of_teacher),
         state=state,
         step=step,

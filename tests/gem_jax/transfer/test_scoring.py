@@ -11,6 +11,7 @@ from gem_jax import load_run
 from gem_jax.data.loader import Loader
 from gem_jax.data.packing import BatchConfig
 from gem_jax.errors import UserError
+from gem_jax.evaluation.errors import DivergedError
 from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.parallel.sharding import place_batch
 from gem_jax.run.plan import RunPlan
@@ -105,6 +106,13 @@ def test_on_a_mesh_the_labels_are_the_same(taught, tmp_path):
     np.testing.assert_allclose(found.embeddings(rows), whole.embeddings(rows), **ROUNDING)
 
 
+def test_a_teacher_that_diverges_says_so_itself(tmp_path):
+    config = config_of(tmp_path / "runs")
+    config = config.replace(optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30, clip_norm=1e30))
+    with pytest.raises(DivergedError):
+        teach(config, ProgressiveLabels(tmp_path / "labels", EMBEDDING))
+
+
 class Killed(BaseException):
     """A process that dies cleans nothing up."""
 
@@ -170,7 +178,7 @@ def test_a_separate_pass_gives_the_runs_own_logits_and_goes_on_where_it_stopped(
 
 def test_labels_of_another_teacher_or_of_other_data_are_refused_by_name(taught, tmp_path):
     result, folder = taught
-    run = load_run(result.run_dir, classes=(Data,), devices=jax.devices()[:1])
+    run = load_run(result.run_dir, devices=jax.devices()[:1])  # whose data's class is unknown here
     config = result.program.config
 
     def refuses(message, function):
