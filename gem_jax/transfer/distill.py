@@ -3,10 +3,10 @@
 With h the binary cross-entropy, y the labels, p_T the teacher's probability, f = `representations["hidden"]`, what the student's
 last linear map reads, and s its logits, ExFM (arXiv 2502.17494, equations 3 to 7) trains
 
-    h(s, y) + w h(d, min(1, a p_T)) + v h(d', sg(p_A)),      d = H_d(G_b(f)),  d' = H_d'(G_b(f)),      p_A = sigmoid(MLP(z_T))
+    h(s, y) + w h(d, min(1, a p_T)) + v h(d', sg(p_A)),      d = H_d(G_b(f)),  d' = H_d'(G_b(f)),      p_A = sigmoid(A(z_T))
 
 G_b is the identity whose gradient is multiplied by b, sg stops gradients. So the teacher shapes what the student's layers make of
-an example, and the linear map that serves learns from labels alone (Rec-Distill, 2605.29755, calls the two towers). The adapter MLP
+an example, and the linear map that serves learns from labels alone (Rec-Distill, 2605.29755, calls the two towers). The adapter A
 is fitted to the labels by h(p_A, y), which reaches nothing else: it follows the truth where a teacher lags behind it. Within a step
 its answer is the one from before its update, so that no label reaches the student through an adapter that has been fitted to it.
 
@@ -28,6 +28,8 @@ from gem_jax.data.batch import Batch
 from gem_jax.data.schema import Schema
 from gem_jax.errors import UserError
 from gem_jax.models.outputs import TRAINING_ONLY, Model, ModelConfig, Outputs
+from gem_jax.nn.dense import Dense
+from gem_jax.nn.initializers import ZEROS
 from gem_jax.nn.mlp import MLP
 from gem_jax.nn.parameters import Axis, Names
 from gem_jax.precision.policy import Policy
@@ -87,9 +89,8 @@ class DistilledConfig:
 def _answer(model: Any, outputs: Outputs, batch: Batch) -> Outputs:
     """The student's outputs and the towers'."""
     found = getattr(model, TRAINING_ONLY)(outputs.representations["hidden"], batch)
-    return dataclasses.replace(
-        outputs, representations=outputs.representations | found, more_logits=tuple(sorted(found))
-    )
+    heads = tuple(name for name in (AUXILIARY, ADAPTED) if name in found)  # the teacher's logits have its base in them
+    return dataclasses.replace(outputs, representations=outputs.representations | found, more_logits=heads)
 
 
 class Towers(nnx.Module):
@@ -110,7 +111,7 @@ class Towers(nnx.Module):
         self.auxiliary = MLP(axis, config.hidden, tasks, **make)
         has_adapter = bool(config.adapter_hidden)
         self.adapted = MLP(axis, config.hidden, tasks, **make) if has_adapter else None
-        self.adapter = MLP(tasks, config.adapter_hidden, tasks, **make) if has_adapter else None
+        self.adapter = Adapter(tasks, config.adapter_hidden, **make) if has_adapter else None
 
     def __call__(self, hidden: Float[Array, "B H"], batch: Batch) -> dict[str, Float[Array, "B N"]]:
         """Logits by name. The adapter reads the teacher's; where these are unknown its answer means nothing."""
@@ -121,6 +122,24 @@ class Towers(nnx.Module):
             with jax.named_scope("adapter"):
                 found |= {ADAPTED: self.adapted(shared), ADAPTER: self.adapter(jnp.nan_to_num(batch.training[TEACHER]))}
         return {name: self.policy.to_reduce(logits) for name, logits in found.items()}
+
+
+class Adapter(nnx.Module):
+    """z + MLP(z), whose last layer is 0 at first: before it has learned, an adapter answers as the teacher does.
+
+    Args:
+      tasks: names of the N tasks.
+      hidden: sizes of the hidden layers, at least one.
+      policy: of the computation.
+      rngs: initialises the weights.
+    """
+
+    def __init__(self, tasks: Names, hidden: tuple[int, ...], *, policy: Policy, rngs: nnx.Rngs):
+        self.hidden = MLP(tasks, hidden, None, policy=policy, rngs=rngs)
+        self.readout = Dense(hidden[-1], tasks, kernel_init=ZEROS, policy=policy, rngs=rngs)
+
+    def __call__(self, teacher: Float[Array, "B N"]) -> Float[Array, "B N"]:
+        return teacher + self.readout(self.hidden(teacher))
 
 
 def scale_gradient(x: Float[Array, "*s"], scale: float) -> Float[Array, "*s"]:

@@ -47,7 +47,11 @@ def batch_with_teacher(num_slots=12, filled=10, seed=0):
 
 def build(student=SMALL, **fields):
     config = DistilledConfig(student=student, hidden=(5,), **({"adapter_hidden": (3,)} | fields))
-    return config.build(TAUGHT, policy=Policy(), rngs=nnx.Rngs(0))
+    model = config.build(TAUGHT, policy=Policy(), rngs=nnx.Rngs(0))
+    adapter = model.training_only.adapter
+    if adapter is not None:  # as if it had learned a little, or nothing would reach its hidden layer
+        adapter.readout.kernel[...] = jnp.linspace(-1, 1, 6).reshape(3, 2)
+    return model
 
 
 def gradients(model, objective: DistillationConfig, batch) -> dict[str, np.ndarray]:
@@ -181,8 +185,8 @@ def test_any_student_keeps_its_names_and_gives_what_the_heads_read(student):
     batch = batch_with_teacher()
     _, embedded = embed(FULL, batch, 4)
     outputs = jax.eval_shape(lambda m, b, e: m(b, e), taught, batch, embedded)
-    assert outputs.more_logits == ("adapted", "adapter", "auxiliary")
-    assert {outputs.representations[name].shape for name in outputs.more_logits} == {(12, 2)}
+    assert outputs.more_logits == ("auxiliary", "adapted")
+    assert {outputs.representations[name].shape for name in ("auxiliary", "adapted", "adapter")} == {(12, 2)}
 
 
 def test_the_student_answers_as_it_would_alone():
@@ -193,6 +197,11 @@ def test_the_student_answers_as_it_would_alone():
     own, its = jax.jit(lambda m, n: (m(batch, embedded), n(batch, embedded)))(plain, taught)
     np.testing.assert_array_equal(own.logits, its.logits)
     base = jnp.array([-1.0, 2.0])
+    fresh = DistilledConfig(student=SMALL, adapter_hidden=(3,)).build(TAUGHT, policy=Policy(), rngs=nnx.Rngs(0))
+    begins_as = fresh(batch, embedded).representations["adapter"]
+    np.testing.assert_array_equal(
+        begins_as, jnp.nan_to_num(batch.training["teacher"])
+    )  # an adapter that knows nothing yet
     raw = its.representations["auxiliary"]
     np.testing.assert_array_equal(its.with_base(base).representations["auxiliary"], raw + base)
 
