@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     sums, made, seconds = calibration(arguments.impressions, arguments.seed)
     print("group  impressions  filter   oracle   clicks   z oracle  z clicks")
-    for k, (n, p, oracle, clicks, z_oracle, z_clicks) in enumerate(sums):
+    names = [*(f"{k}" for k in range(len(sums) - 1)), "all"]
+    for k, (n, p, oracle, clicks, z_oracle, z_clicks) in zip(names, sums, strict=True):
         shares = "  ".join(f"{x / n:.5f}" for x in (p, oracle, clicks))
         print(f"{k:>5}  {int(n):>11}  {shares}  {z_oracle:>8.2f}  {z_clicks:>8.2f}")
     print(f"{made} impressions, {made / seconds:.0f} a second of one core")
@@ -38,15 +39,15 @@ def calibration(impressions: int, seed: int) -> tuple[np.ndarray, int, float]:
     """Blocks of users until there are that many impressions.
 
     Returns:
-      float64 [groups, 6]: impressions, sums of the filter's probability, of the oracle's, of clicks; z of the oracle less the
-      filter, users being independent; z of clicks less the filter, whose terms are uncorrelated.
+      float64 [groups + 1, 6], the last of all together: impressions; sums of the filter's probability, of the oracle's, of
+      clicks; z of the oracle less the filter, users being independent; z of clicks less the filter, whose terms are uncorrelated.
       How many impressions there were.
       CPU seconds that their simulation took.
     """
     world = Laws(seed, crosses=64)
     ads = Inventory(seed, 480, (2 * clock.LIFE_SLABS + 1) * clock.SLAB_S, world)
     tiers = clock.tier(np.arange(USERS))
-    groups = len(EDGES) + 1
+    groups = len(EDGES) + 2  # the last is all
     sums, squares = np.zeros((groups, 4)), np.zeros((groups, 2))
     made, seconds, block = 0, 0.0, 0
     while made < impressions:
@@ -69,7 +70,7 @@ def _add(lives: Lives, sums: np.ndarray, squares: np.ndarray) -> None:
     clicked = lives.impressions["due"] >= 0
     group = np.searchsorted(EDGES, p)
     for k in range(len(sums)):
-        own = group == k
+        own = group == k if k < len(sums) - 1 else np.ones_like(clicked)
         sums[k] += own.sum(), p[own].sum(), oracle[own].sum(), clicked[own].sum()
         squares[k] += (((oracle - p) * own).sum(axis=1) ** 2).sum(), (p * (1 - p))[own].sum()
 
