@@ -10,19 +10,18 @@ import pytest
 from rich.console import Console
 
 from gem_jax.config import load
-from gem_jax.evaluation.metrics import share_closed
 from gem_jax.train import train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
-SEED_SPREAD = 0.09
-"""Highest less lowest share closed by gem_debug over its seeds on one H200: 0.72 to 0.81."""
+SPREAD = 0.04
+"""Highest less lowest share learnt by gem_debug and near relatives of it, 13 runs of seed 0 on one H200: 0.376 to 0.412."""
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory) -> dict[str, float]:
-    """Config -> share of the distance from NE 1 to the Bayes NE of clicks that it closes, trained as configured."""
-    shares = {}
+def clicks(tmp_path_factory) -> dict[str, dict]:
+    """Config -> measures of clicks, trained as configured, with the share `learnt` of what history and features tell, by regret."""
+    found = {}
     for path in ("gem_debug.py", "gem_debug.py:no_sequences", "gem_debug.py:logistic_regression"):
         config = load(f"{CONFIGS}/{path}", ["mesh.replica=1", "mesh.shard=1"]).replace(
             runs_dir=str(tmp_path_factory.mktemp("runs"))
@@ -30,28 +29,29 @@ def closed(tmp_path_factory) -> dict[str, float]:
         start = time.perf_counter()
         click = train(config, console=Console(quiet=True)).summary["eval"]["click"]
         seconds = time.perf_counter() - start
-        shares[config.name] = share_closed(click["ne"], click["bayes_ne"])
+        click["learnt"] = 1 - click["regret_ne"] / (1 - click["bayes_ne"])
+        found[config.name] = click
         print(
-            f"\n{config.name}: NE {click['ne']:.4f}, Bayes NE {click['bayes_ne']:.4f}, closed {shares[config.name]:.3f}, "
-            f"AUC {click['auc']:.4f}, calibration {click['calibration']:.3f}, {seconds:.0f} s"
+            f"\n{config.name}: NE {click['ne']:.4f}, Bayes NE {click['bayes_ne']:.4f}, learnt {click['learnt']:.3f}, "
+            f"AUC {click['auc']:.4f}, true calibration {click['true_calibration']:.3f}, {seconds:.0f} s"
         )
-    return shares
+        print({name: round(m["true_calibration"], 3) for name, m in click["by_domain"].items()})
+    return found
 
 
 @pytest.mark.slow
-def test_gem_closes_most_of_the_distance(closed):
-    """The lowest seed, 0.72, less most of a seed spread, for seeds and hardware not tried."""
-    assert closed["gem_debug"] >= 0.65
+def test_gem_learns_a_good_part(clicks):
+    """The lowest of those runs less twice their spread, for seeds and hardware not tried."""
+    assert clicks["gem_debug"]["learnt"] >= 0.30
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("simpler", ["no_sequences", "logistic_regression"])
-def test_gem_is_better_than_models_without_histories(closed, simpler):
-    """Two seed spreads: were the two equally good, seeds would have to differ by twice what they do to pass."""
-    assert closed["gem_debug"] > closed[simpler] + 2 * SEED_SPREAD
+def test_gem_is_better_than_models_without_histories(clicks, simpler):
+    assert clicks["gem_debug"]["learnt"] > clicks[simpler]["learnt"] + 4 * SPREAD
 
 
 @pytest.mark.slow
-def test_models_without_histories_learn_too(closed):
-    """Else the comparison would be with a broken model: each finds a good part of what single features tell."""
-    assert min(closed.values()) > 0.2
+def test_models_without_histories_learn_too(clicks):
+    """Else the comparison would be with a broken model; most of what decides is in histories (0.06 to 0.08 without them)."""
+    assert all(click["auc"] > 0.58 for click in clicks.values())
