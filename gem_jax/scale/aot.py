@@ -72,7 +72,11 @@ def compile_step(config: Config, schema: Schema, devices: Sequence[jax.Device] |
     Nothing of the model's or the tables' size is made. Compiled away from a GPU, attention is the XLA one.
     """
     plan = RunPlan.of(config, schema, devices)
-    compiled = Program.of(config, schema, plan).lower().compile()
+    return compiled_step(plan, Program.of(config, schema, plan).lower().compile())
+
+
+def compiled_step(plan: RunPlan, compiled: jax.stages.Compiled) -> CompiledStep:
+    """What the compiler promises of a step that it compiled for this plan."""
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None  # of a compiled program on any platform
     return CompiledStep(

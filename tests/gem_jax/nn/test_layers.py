@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gem_jax.nn.dropout import dropout, split_key
+from gem_jax.nn.dropout import STEPS, dropout, split_key
 from gem_jax.nn.gates import Gate
 from gem_jax.nn.interactions import (
     DHEN,
@@ -80,7 +80,8 @@ def test_dropout_is_off_without_a_key_and_unbiased_with_one():
     x = jnp.ones((200, 50))
     assert dropout(x, 0.3, None) is x
     y = np.asarray(dropout(x, 0.3, jax.random.key(0)))
-    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.7)}
+    dropped = round(0.3 * STEPS)
+    assert set(np.unique(y)) == {np.float32(0), np.float32(STEPS / (STEPS - dropped))}
     kept = (y > 0).mean()
     assert abs(kept - 0.7) < 4 * np.sqrt(0.3 * 0.7 / x.size)
     assert split_key(None, 3) == [None] * 3
@@ -88,6 +89,28 @@ def test_dropout_is_off_without_a_key_and_unbiased_with_one():
     outputs = [module(jnp.ones((2, 5)), jax.random.key(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert not np.allclose(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5, 7), (0, 4)])
+def test_dropout_of_any_size(shape):
+    assert dropout(jnp.ones(shape, jnp.bfloat16), 0.5, jax.random.key(0)).shape == shape
+    assert dropout(jnp.ones(shape, jnp.bfloat16), 0.5, jax.random.key(0)).dtype == jnp.bfloat16
+
+
+def test_dropout_at_the_ends_of_its_rate():
+    x, key = jnp.ones(1000), jax.random.key(0)
+    assert dropout(x, 0.0, key) is x and dropout(x, 0.4 / STEPS, key) is x
+    assert not dropout(x, 1.0, key).any()
+    np.testing.assert_array_equal(jax.grad(lambda x: dropout(x, 0.3, key).sum())(x), dropout(x, 0.3, key))
+
+
+def test_dropout_of_two_entries_that_share_a_word_is_independent():
+    """Entries i and i + size / 2; each count is binomial, and 5 of its standard deviations are allowed."""
+    size, rate = 400_000, 0.25
+    kept = np.asarray(dropout(jnp.ones(size), rate, jax.random.key(7)) > 0)
+    pairs = np.bincount(kept[: size // 2] * 2 + kept[size // 2 :], minlength=4)
+    shares = np.outer([rate, 1 - rate], [rate, 1 - rate]).ravel()
+    assert (abs(pairs - shares * size / 2) < 5 * np.sqrt(shares * (1 - shares) * size / 2)).all()
 
 
 @pytest.mark.parametrize("form", ["gated", "sigmoid", "tanh", "identity"])
