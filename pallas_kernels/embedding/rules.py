@@ -1,11 +1,28 @@
-"""What a row learns from its gradient: the rules that the update's backends share."""
+"""What a row learns from its gradient: the rules that the update's backends share.
+
+Shape letters: Q rows, D columns.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
 
 EPS = 1e-8
+
+
+class Step(NamedTuple):
+    """What changes from step to step."""
+
+    learning_rate: Any
+    """float32 []."""
+    count: Any = 0
+    """int32 [], steps taken before this one."""
+    seed: Any = 0
+    """int32 [], of stochastic rounding; another one each step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +46,25 @@ class Rule:
     """Adam's decay of the running square."""
 
     @property
-    def num_slots(self) -> int:
-        """Arrays that it keeps beside the weights."""
-        return {"rowwise_adagrad": 1, "adam": 2, "sgd": 0}[self.kind]
+    def slots(self) -> tuple[Literal["row", "number"], ...]:
+        """What it keeps beside the weights: an array [V] ("row") or [V, D] ("number") each."""
+        return {"rowwise_adagrad": ("row",), "adam": ("number", "number"), "sgd": ()}[self.kind]
+
+    def corrections(self, step: Step) -> tuple[Array, Array]:
+        """Adam's 1 / (1 - beta^t) of both moments, at step t = count + 1."""
+        t = jnp.asarray(step.count, jnp.float32) + 1
+        return tuple(-1 / jnp.expm1(t * jnp.log(jnp.float32(beta))) for beta in (self.beta1, self.beta2))
+
+    def learn(self, w: Array, slots: tuple[Array, ...], g: Array, step: Step) -> tuple[Array, tuple[Array, ...]]:
+        """New rows [Q, D] and slots [Q] or [Q, D] from the old ones and the summed gradients."""
+        if self.l2:
+            g = g + self.l2 * w
+        if self.kind == "sgd":
+            return w - step.learning_rate * g, ()
+        if self.kind == "rowwise_adagrad":
+            v = slots[0] + jnp.square(g).mean(axis=1)
+            return w - step.learning_rate * (g / (jnp.sqrt(v / self.groups) + EPS)[:, None]), (v,)
+        mean = self.beta1 * slots[0] + (1 - self.beta1) * g
+        square = self.beta2 * slots[1] + (1 - self.beta2) * jnp.square(g)
+        first, second = self.corrections(step)
+        return w - step.learning_rate * (mean * first / (jnp.sqrt(square * second) + EPS)), (mean, square)

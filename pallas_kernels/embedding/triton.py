@@ -1,50 +1,46 @@
 """The Triton backend, for NVIDIA GPUs from Ampere on: fused gathers, and an update without a gradient of all lookups.
 
-An update sorts (row, source of the gradient) once, and walks the sorted lookups twice: `triton_kernels` says how. Beside the state,
-which is written in place where the caller donates it, it needs the sorted pairs and 32 D / TILE bytes a lookup for parts of long runs.
+An update sorts (row, source of the gradient) once, and walks the sorted lookups twice: `triton_kernels` says how. Beside the
+state, which is written in place where the caller donates it, it needs the sorted pairs and, for parts of long runs, 32 D / TILE bytes
+a lookup (for float32 gradients of their own: an eighth of them at a tile of 64).
 Both packages are imported on first use.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.embedding.rules import EPS, Rule
+from pallas_kernels.embedding.rules import EPS, Rule, Step
 
 
 class Launch(NamedTuple):
-    """Lookups of a tile (a multiple of 4), its warps; parts that `join` adds at a time, and its warps."""
+    """Lookups of a tile (a multiple of 4), tiles of a group (a power of two), warps of `fold` and `join`."""
 
     tile: int = 64
-    num_warps: int = 1
-    meet: int = 16
-    join_warps: int = 4
+    group: int = 32
+    join_warps: int = 8
 
 
-class Gather(NamedTuple):
-    """Rows of a block, and warps."""
+BLOCK = 8
+"""Rows that a warp gathers at once."""
+POOLED = 32
+"""Rows of a bag that a warp adds at once, at most."""
 
-    rows: int = 8
-    num_warps: int = 1
 
-
-def lookup(rows: Array, ids: Array, *, mean: bool, dtype, launch: Gather | None = None) -> Array:
+def lookup(rows: Array, ids: Array, *, mean: bool, dtype: Any) -> Array:
     """See `api.lookup`; ids [R] or [B, k]."""
-    launch = launch or Gather()
     size = rows.shape[1]
-    static = dict(V=rows.shape[0], D=size, WIDE=_power_of_two(size), ROWS=launch.rows)
+    static = dict(V=rows.shape[0], D=size, WIDE=_power_of_two(size))
     if ids.ndim == 1:
-        programs = -(-ids.size // launch.rows)
-        return _call(
-            "gather", (rows, ids), _shape((ids.size, size), dtype), programs, launch.num_warps, R=ids.size, **static
-        )
+        out = _shape((ids.size, size), dtype)
+        return _call("gather", (rows, ids), out, -(-ids.size // BLOCK), 1, R=ids.size, ROWS=BLOCK, **static)
     bags, bag = ids.shape
-    return _call("pool", (rows, ids), _shape((bags, size), dtype), bags, launch.num_warps, BAG=bag, MEAN=mean, **static)
+    at_once = min(_power_of_two(bag), max(POOLED * 128 // _power_of_two(size), 1), POOLED)  # in the registers of a warp
+    return _call("pool", (rows, ids), _shape((bags, size), dtype), bags, 1, BAG=bag, MEAN=mean, ROWS=at_once, **static)
 
 
 def update(
@@ -53,21 +49,17 @@ def update(
     ids: Array,
     sources: Array,
     grads: Array,
-    *,
     rule: Rule,
-    learning_rate: Array,
-    step: Array,
-    seed: Array,
+    step: Step,
     launch: Launch | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """See `api.update`."""
     launch = launch or Launch()
     height, size = rows.shape
-    keys, sources = jax.lax.sort((ids, sources), num_keys=1, is_stable=False)
-    count = jnp.asarray(step + 1, jnp.float32)
-    corrections = (-1 / jnp.expm1(count * math.log(beta)) for beta in (rule.beta1, rule.beta2))
-    scalars = jnp.stack([jnp.asarray(learning_rate, jnp.float32), *corrections])
-    seed = jnp.asarray(seed, jnp.int32).reshape(1)
+    kept = jnp.where((ids >= 0) & (ids < height), ids, height)  # what is dropped comes last
+    keys, sources = jax.lax.sort((kept, sources), num_keys=1, is_stable=False)
+    scalars = jnp.stack([jnp.asarray(step.learning_rate, jnp.float32), *rule.corrections(step)])
+    seed = jnp.asarray(step.seed, jnp.int32).reshape(1)
     tiles = -(-keys.size // launch.tile)
     absent = tuple(jnp.zeros(1, jnp.float32) for _ in range(2 - len(slots)))
     static = dict(
@@ -92,20 +84,19 @@ def update(
         (*state, grads, keys, sources, scalars, seed),
         (*like, _shape((2 * tiles, 2 * size, 2), jnp.float32)),  # float64 by its bytes
         tiles,
-        launch.num_warps,
+        1,
         **static,
         **in_place,
     )
-    state = _call(
-        "join",
-        (*state, keys, part, scalars, seed),
-        like,
-        tiles,
-        launch.join_warps,
-        MEET=launch.meet,
-        **static,
-        **in_place,
-    )
+    tiling = {name: static[name] for name in ("R", "V", "TILE", "D", "WIDE")} | dict(GROUP=launch.group)
+    groups = tiles // launch.group
+    if groups:
+        inside = {"input_output_aliases": {1: 0}}
+        part = _call(
+            "fold", (keys, part), _shape(part.shape, part.dtype), groups, launch.join_warps, **tiling, **inside
+        )
+    static |= dict(GROUP=launch.group)
+    state = _call("join", (*state, keys, part, scalars, seed), like, tiles, launch.join_warps, **static, **in_place)
     return state[0], tuple(state[1 : 1 + len(slots)])
 
 

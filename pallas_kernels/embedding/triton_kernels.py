@@ -1,11 +1,15 @@
 """The Triton kernels of embedding tables: pooled and plain gathers, and the update of the rows that sorted ids touch.
 
-The update walks tiles of T sorted lookups, one tile a warp. A run is the lookups of one row. A run inside a tile updates its row at
-once; what a tile holds of a longer run is left in `part` (slot 2 t of the run that comes from before tile t, 2 t + 1 of the one that
-begins in it and goes on), and `join` adds those up and updates. No list of runs is made, and no gradient is summed in memory.
+The update walks tiles of T sorted lookups, one tile a warp. A run is the lookups of one row. A run inside a tile updates its row
+at once; what a tile holds of a longer run is left in `part` (slot 2 t of the run that comes from before tile t, 2 t + 1 of the one
+that begins in it and goes on). `fold` adds the parts of each group of tiles that lies whole inside a run (into its first tile's slot
+2 t + 1, which is free), and `join` adds what is left of a long run and updates its row. There is no list of runs, and no gradient of
+all lookups.
 
-Sums are exact, so they depend on no order: a gradient is split into a multiple of 2^-20 and a rest rounded to a multiple of 2^-52, and
-float64 adds each kind without rounding while a row's sum is below 2^31 (above, sums are rounded as float64's are).
+Sums are exact, so they depend on no order: float64 `high` starts at HIGH = 1.5 2^32, where its numbers are 2^-20 apart, so that
+adding a gradient rounds it to a multiple of 2^-20; what that leaves is known exactly and is added in float64 `low`, all multiples of
+2^-52 (gradients below 2^-29 are rounded to multiples of 2^-51 first). No other addition rounds while the gradients of a row are
+below 2^31 over their number, and that is at most 2^21; beyond, sums are rounded as float64's are. One rounding to float32 ends a sum.
 
 Shape letters: R lookups, V rows, D columns, N rows of gradients.
 """
@@ -13,9 +17,13 @@ Shape letters: R lookups, V rows, D columns, N rows of gradients.
 import triton
 import triton.language as tl
 
+HIGH = tl.constexpr(1.5 * 2**32)
+TINY = tl.constexpr(2.0**-29)
+BESIDE_TINY = tl.constexpr(1.5 * 2**-28)  # where float32 numbers are 2^-51 apart
+
 
 @triton.jit
-def gather(rows, ids, out, R, V, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr):
+def gather(rows, ids, out, R: tl.constexpr, V: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr):
     """out [R, D]: the rows of the ids, zeros for ids outside the table."""
     d, at = tl.arange(0, WIDE), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     key = tl.load(ids + at, mask=at < R, other=-1)
@@ -33,7 +41,7 @@ def pool(
     rows,
     ids,
     out,
-    V,
+    V: tl.constexpr,
     BAG: tl.constexpr,
     MEAN: tl.constexpr,
     D: tl.constexpr,
@@ -73,12 +81,15 @@ def _gradient(grads, sources, at, key, V, d, D: tl.constexpr):
 @triton.jit
 def _row(state, key, here, d, D: tl.constexpr):
     """Numbers [WIDE] of a row in the state's dtype."""
-    return tl.load(state + key.to(tl.int64) * D + d, mask=here & (d < D), other=0.0)
+    at = state + key.to(tl.int64) * D + d
+    return tl.load(
+        at, mask=here & (d < D), other=0.0, eviction_policy="evict_first"
+    )  # read once; gradients may stay in cache
 
 
 @triton.jit
 def _put(state, key, d, values, D: tl.constexpr):
-    tl.store(state + key.to(tl.int64) * D + d, values, mask=d < D)
+    tl.store(state + key.to(tl.int64) * D + d, values, mask=d < D, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -93,13 +104,12 @@ def _old(slot, key, here, d, PER_ROW: tl.constexpr, PER_NUMBER: tl.constexpr, D:
 
 
 @triton.jit
-def _split(g):
-    """(multiple of 2^-20, multiple of 2^-52) of float32, as float64."""
-    COARSE: tl.constexpr = 6755399441055744.0 / 1048576.0  # 1.5 2^52 2^-20: adding and taking it away rounds to 2^-20
-    FINE: tl.constexpr = 1.5
+def _add(high, low, g):
+    """The exact sums with a float32 gradient added."""
+    g = tl.where(tl.abs(g) < TINY, (g + BESIDE_TINY) - BESIDE_TINY, g)
     wide = g.to(tl.float64)
-    high = (wide + COARSE) - COARSE
-    return high, ((wide - high) + FINE) - FINE
+    more = high + wide
+    return more, low + (wide - (more - high))
 
 
 @triton.jit
@@ -150,7 +160,7 @@ def _learn(
 
 @triton.jit
 def _leave(part, slot, d, high, low, D: tl.constexpr):
-    """Partial sums of a slot."""
+    """Writes the partial sums of a slot; `high` less HIGH."""
     at = part.to(tl.pointer_type(tl.float64)) + slot.to(tl.int64) * (2 * D) + d
     tl.store(at, high, mask=d < D)
     tl.store(at + D, low, mask=d < D)
@@ -159,8 +169,8 @@ def _leave(part, slot, d, high, low, D: tl.constexpr):
 @triton.jit
 def walk(
     w, a, b, grads, keys, sources, scalars, seed, w_out, a_out, b_out, part,
-    R, V, TILE: tl.constexpr, RULE: tl.constexpr, L2: tl.constexpr, GROUPS: tl.constexpr, BETA1: tl.constexpr,
-    BETA2: tl.constexpr, EPS: tl.constexpr, ROUND: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
+    R: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, RULE: tl.constexpr, L2: tl.constexpr, GROUPS: tl.constexpr,
+    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, ROUND: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A tile of TILE sorted lookups: runs inside it update their row, parts of the others go to `part`.
 
@@ -173,9 +183,11 @@ def walk(
     first = tile * TILE
     noise = tl.load(seed)
     key = _key(keys, first, R)
-    is_open = (_key(keys, first - 1, R) == key) & (key >= 0)  # the run comes from the tile before
-    high, low = tl.zeros((WIDE,), tl.float64), tl.zeros((WIDE,), tl.float64)
-    for start in range(0, TILE, 4):
+    begins = _key(keys, first - 1, R) != key
+    is_open = (begins == 0) & (key >= 0)  # the run comes from the tile before
+    high, low = tl.full((WIDE,), HIGH, tl.float64), tl.zeros((WIDE,), tl.float64)
+    # What is dropped comes last: a tile that begins with it has nothing to do.
+    for start in range(0, tl.where((key >= 0) & (key < V), TILE, 0), 4):
         at = first + start
         k0, k1, k2, k3 = key, _key(keys, at + 1, R), _key(keys, at + 2, R), _key(keys, at + 3, R)
         k4 = _key(keys, at + 4, R)
@@ -194,76 +206,104 @@ def walk(
         b0, b1 = _old(b, k0, f0, d, False, PER_NUMBER, D), _old(b, k1, f1, d, False, PER_NUMBER, D)
         b2, b3 = _old(b, k2, f2, d, False, PER_NUMBER, D), _old(b, k3, f3, d, False, PER_NUMBER, D)
         high, low = _step(
-            high, low, k0, g0, e0, o0, w0, a0, b0, tile, d, part, w_out, a_out, b_out, scalars, noise,
+            high, low, k0, g0, begins, e0, o0, w0, a0, b0, tile, d, part, w_out, a_out, b_out, scalars, noise,
             RULE, L2, GROUPS, BETA1, BETA2, EPS, ROUND, D,
         )  # fmt: skip
         high, low = _step(
-            high, low, k1, g1, e1, o1, w1, a1, b1, tile, d, part, w_out, a_out, b_out, scalars, noise,
+            high, low, k1, g1, k0 != k1, e1, o1, w1, a1, b1, tile, d, part, w_out, a_out, b_out, scalars, noise,
             RULE, L2, GROUPS, BETA1, BETA2, EPS, ROUND, D,
         )  # fmt: skip
         high, low = _step(
-            high, low, k2, g2, e2, o2, w2, a2, b2, tile, d, part, w_out, a_out, b_out, scalars, noise,
+            high, low, k2, g2, k1 != k2, e2, o2, w2, a2, b2, tile, d, part, w_out, a_out, b_out, scalars, noise,
             RULE, L2, GROUPS, BETA1, BETA2, EPS, ROUND, D,
         )  # fmt: skip
         high, low = _step(
-            high, low, k3, g3, e3, o3, w3, a3, b3, tile, d, part, w_out, a_out, b_out, scalars, noise,
+            high, low, k3, g3, k2 != k3, e3, o3, w3, a3, b3, tile, d, part, w_out, a_out, b_out, scalars, noise,
             RULE, L2, GROUPS, BETA1, BETA2, EPS, ROUND, D,
         )  # fmt: skip
         is_open = o3 & (e3 == 0)
+        begins = k3 != k4
         key = k4
     if (_key(keys, first + TILE - 1, R) == key) & (key >= 0) & (key < V):
-        _leave(part, 2 * tile + (is_open == 0).to(tl.int32), d, high, low, D)
+        _leave(part, 2 * tile + (is_open == 0).to(tl.int32), d, high - HIGH, low, D)
 
 
 @triton.jit
 def _step(
-    high, low, key, g, ends, is_open, w, a, b, tile, d, part, w_out, a_out, b_out, scalars, noise,
+    high, low, key, g, begins, ends, is_open, w, a, b, tile, d, part, w_out, a_out, b_out, scalars, noise,
     RULE: tl.constexpr, L2: tl.constexpr, GROUPS: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr,
     EPS: tl.constexpr, ROUND: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One lookup: adds its gradient, and where its run ends, updates or leaves a part."""
-    more_high, more_low = _split(g)
-    high += more_high
-    low += more_low
+    high, low = _add(high, low, g)
     if ends:
         if is_open:
-            _leave(part, 2 * tile, d, high, low, D)
+            _leave(part, 2 * tile, d, high - HIGH, low, D)
         else:
+            total = ((high - HIGH) + low).to(tl.float32)
             _learn(
-                w_out, a_out, b_out, key, (high + low).to(tl.float32), w, a, b, d, scalars, noise,
+                w_out, a_out, b_out, key, total, w, a, b, d, scalars, noise,
                 RULE, L2, GROUPS, BETA1, BETA2, EPS, ROUND, D,
             )  # fmt: skip
-        high, low = tl.zeros_like(high), tl.zeros_like(low)
+        high, low = tl.full(high.shape, HIGH, tl.float64), tl.zeros_like(low)
     return high, low
+
+
+@triton.jit
+def _parts(high, low, part, slot, here, d, D: tl.constexpr):
+    """Sums [ROWS, WIDE] with those of some slots [ROWS] added."""
+    at = (part.to(tl.pointer_type(tl.float64)) + slot.to(tl.int64) * (2 * D))[:, None] + d[None, :]
+    mask = here[:, None] & (d < D)[None, :]
+    return high + tl.load(at, mask=mask, other=0.0), low + tl.load(at + D, mask=mask, other=0.0)
+
+
+@triton.jit
+def fold(
+    keys, part, part_out, R: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """The parts of a group of GROUP tiles, added, if it lies whole inside a run; in place."""
+    first = tl.program_id(0) * GROUP
+    key = _key(keys, first * TILE, R)
+    whole = (_key(keys, first * TILE - 1, R) == key) & (_key(keys, (first + GROUP) * TILE - 1, R) == key)
+    if whole & (key >= 0) & (key < V):
+        d, t = tl.arange(0, WIDE), tl.arange(0, GROUP)
+        zeros = tl.zeros((GROUP, WIDE), tl.float64)
+        high, low = _parts(zeros, zeros, part, 2 * (first + t), t >= 0, d, D)
+        _leave(part_out, 2 * first + 1, d, tl.sum(high, 0), tl.sum(low, 0), D)
 
 
 @triton.jit
 def join(
     w, a, b, keys, part, scalars, seed, w_out, a_out, b_out,
-    R, V, TILE: tl.constexpr, MEET: tl.constexpr, RULE: tl.constexpr, L2: tl.constexpr, GROUPS: tl.constexpr, BETA1: tl.constexpr,
-    BETA2: tl.constexpr, EPS: tl.constexpr, ROUND: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
+    R: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, RULE: tl.constexpr, L2: tl.constexpr,
+    GROUPS: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, ROUND: tl.constexpr, D: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The run that begins in a tile and goes on after it, if there is one: adds its parts, MEET at a time, and updates its row."""
+    """The run that begins in a tile and goes on after it, if there is one: adds its parts, and updates its row."""
     PER_ROW: tl.constexpr = RULE == "rowwise_adagrad"
     PER_NUMBER: tl.constexpr = RULE == "adam"
     tile = tl.program_id(0)
     key = _key(keys, tile * TILE + TILE - 1, R)
     begins = _key(keys, tile * TILE - 1, R) != key
     if begins & (key >= 0) & (key < V) & (_key(keys, tile * TILE + TILE, R) == key):
-        d, t = tl.arange(0, WIDE), tl.arange(0, MEET)
-        high, low = tl.zeros((MEET, WIDE), tl.float64), tl.zeros((MEET, WIDE), tl.float64)
-        now = tile
-        more = 1
-        while more > 0:
-            other = now + t
-            here = _key(keys, tl.where(other == tile, tile * TILE + TILE - 1, other * TILE), R) == key
-            slot = 2 * other + (other == tile).to(tl.int32)
-            at = (part.to(tl.pointer_type(tl.float64)) + slot.to(tl.int64) * (2 * D))[:, None] + d[None, :]
-            mask = here[:, None] & (d < D)[None, :]
-            high += tl.load(at, mask=mask, other=0.0)
-            low += tl.load(at + D, mask=mask, other=0.0)
-            more = tl.sum(here.to(tl.int32), 0) // MEET
-            now += MEET
+        d, t = tl.arange(0, WIDE), tl.arange(0, GROUP)
+        group = tile // GROUP + 1
+        # The tiles up to the next group, this one's own part among them.
+        other = tile + t
+        here = (other < group * GROUP) & ((t == 0) | (_key(keys, other * TILE, R) == key))
+        zeros = tl.zeros((GROUP, WIDE), tl.float64)
+        high, low = _parts(zeros, zeros, part, 2 * other + (t == 0).to(tl.int32), here, d, D)
+        if _key(keys, group * GROUP * TILE, R) == key:
+            # Groups inside the run, then the tiles of the group in which it ends.
+            found = GROUP
+            while found == GROUP:
+                whole = _key(keys, (group + t + 1) * GROUP * TILE - 1, R) == key
+                high, low = _parts(high, low, part, 2 * (group + t) * GROUP + 1, whole, d, D)
+                found = tl.sum(whole.to(tl.int32), 0)
+                group += found
+            other = group * GROUP + t
+            high, low = _parts(high, low, part, 2 * other, _key(keys, other * TILE, R) == key, d, D)
         g = (tl.sum(high, 0) + tl.sum(low, 0)).to(tl.float32)
         _learn(
             w_out, a_out, b_out, key, g, _row(w, key, True, d, D), _old(a, key, True, d, PER_ROW, PER_NUMBER, D),

@@ -62,7 +62,9 @@ def test_gradients_go_back_the_way_that_rows_came():
     rows = jnp.asarray(rng.normal(size=(24, 4)), jnp.float32)
     embedded, pull_back = jax.vjp(lambda rows: pool(SCHEMA, rows, batch), rows)
     grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), embedded)
-    np.testing.assert_array_equal(unpool(SCHEMA, grads, batch.ids), *pull_back(grads))
+    values, sources = unpool(SCHEMA, grads, batch.ids)
+    np.testing.assert_array_equal(values[sources], *pull_back(grads))
+    assert len(values) == 2 + 2 + 16  # a row a bag and an event, not one a lookup
 
 
 def test_lookups_are_counted_from_shapes_alone():

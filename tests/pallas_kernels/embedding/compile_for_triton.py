@@ -1,4 +1,4 @@
-"""Compile the table kernels for a GPU that is not there: prints registers that are spilled and bytes of shared memory. See the tests."""
+"""Compile the table kernels for a GPU that is not there: prints their shared memory in bytes. See the tests."""
 
 import itertools
 import sys
@@ -8,12 +8,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pallas_kernels.embedding import triton_kernels
-from pallas_kernels.embedding.triton import Gather, Launch
+from pallas_kernels.embedding.triton import BLOCK, POOLED, Launch
 
 POINTERS = {
     "gather": ("rows", "ids", "out"),
     "pool": ("rows", "ids", "out"),
     "walk": ("w", "a", "b", "grads", "keys", "sources", "scalars", "seed", "w_out", "a_out", "b_out", "part"),
+    "fold": ("keys", "part", "part_out"),
     "join": ("w", "a", "b", "keys", "part", "scalars", "seed", "w_out", "a_out", "b_out"),
 }
 INTEGERS = dict.fromkeys(("ids", "keys", "sources", "seed"), "*i32")
@@ -33,13 +34,14 @@ def compile_one(name, static, num_warps, capability, weights="fp32"):
 
 def main(capability: int, size: int):
     wide = dict(V=100000, D=size, WIDE=1 << (size - 1).bit_length())
-    compile_one("gather", dict(R=4096, ROWS=Gather().rows, **wide), Gather().num_warps, capability)
-    compile_one("pool", dict(BAG=32, MEAN=True, ROWS=Gather().rows, **wide), Gather().num_warps, capability)
+    compile_one("gather", dict(R=4096, ROWS=BLOCK, **wide), 1, capability)
+    compile_one("pool", dict(BAG=32, MEAN=True, ROWS=POOLED, **wide), 1, capability)
     launch = Launch()
+    compile_one("fold", dict(R=4096, TILE=launch.tile, GROUP=launch.group, **wide), launch.join_warps, capability)
     for rule, weights in itertools.product(("rowwise_adagrad", "adam", "sgd"), ("fp32", "bf16")):
         static = dict(R=4096, TILE=launch.tile, RULE=rule, ROUND=weights == "bf16", **RULE, **wide)
-        compile_one("walk", static, launch.num_warps, capability, weights)
-        compile_one("join", static | dict(MEET=launch.meet), launch.join_warps, capability, weights)
+        compile_one("walk", static, 1, capability, weights)
+        compile_one("join", static | dict(GROUP=launch.group), launch.join_warps, capability, weights)
 
 
 if __name__ == "__main__":
