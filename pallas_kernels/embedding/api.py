@@ -70,7 +70,8 @@ def update(
     their gradients are not read: they may hold anything, NaN included.
 
     What does not change the result, to the bit: "triton": running it again, and the order of the (id, gradient) pairs, while
-    gradients are below 2^31 over the number of a row's lookups; each number of a gradient is rounded to a multiple of 2^-52.
+    gradients are below 2^31 over the number of a row's lookups; numbers of gradients below 2^-29
+    are rounded to multiples of 2^-51.
     "xla": on a CPU running it again; sums depend on the order of a row's lookups.
 
     Args:

@@ -1,7 +1,8 @@
 """Benchmark cases and rows of table lookups and updates; run through `python -m pallas_kernels.bench embedding`.
 
-Milliseconds of a whole call, sort included. Bytes are those that must move once: gradients, touched rows and state read, and these
-written; a lookup's are its distinct rows and the result. The share is of the rate of an array's copy in the same run. Beside each row stands the XLA backend's time ("peer"). How a call is timed: `pallas_kernels.common.timing`.
+Milliseconds of a whole call, sort included. Bytes are those that must move once: gradients, touched rows and state read, and
+these written; a lookup's are its distinct rows and the result. The share is of the rate of an array's copy in the same run.
+Beside each row stands the XLA backend's time ("peer"). How a call is timed: `pallas_kernels.common.timing`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The Triton backend, for NVIDIA GPUs from Ampere on: fused gathers, and an update without a gradient of all lookups.
 
 An update sorts (row, source of the gradient) once, and walks the sorted lookups twice: `triton_kernels` says how. Beside the
-state, which is written in place where the caller donates it, it needs the sorted pairs and, for parts of long runs, 32 D / TILE bytes
-a lookup (for float32 gradients of their own: an eighth of them at a tile of 64).
-Both packages are imported on first use.
+state, which is written in place where the caller donates it, it needs the sorted pairs and, for parts of long runs, 32 D / TILE
+bytes a lookup (for float32 gradients of their own: an eighth of them at a tile of 64). Both packages are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """The Triton kernels of embedding tables: pooled and plain gathers, and the update of the rows that sorted ids touch.
 
-The update walks tiles of T sorted lookups, one tile a warp. A run is the lookups of one row. A run inside a tile updates its row
-at once; what a tile holds of a longer run is left in `part` (slot 2 t of the run that comes from before tile t, 2 t + 1 of the one
-that begins in it and goes on). `fold` adds the parts of each group of tiles that lies whole inside a run (into its first tile's slot
-2 t + 1, which is free), and `join` adds what is left of a long run and updates its row. There is no list of runs, and no gradient of
-all lookups.
+The update walks tiles of T sorted lookups, one tile a warp. A run is the lookups of one row. A run inside a tile updates its
+row at once; what a tile holds of a longer run is left in `part` (slot 2 t of the run that comes from before tile t, 2 t + 1 of
+the one that begins in it and goes on). `fold` adds the parts of each group of tiles that lies whole inside a run (into its
+first tile's slot 2 t + 1, which is free), and `join` adds what is left of a long run and updates its row. There is no list of
+runs, and no gradient of all lookups.
 
 Sums are exact, so they depend on no order: float64 `high` starts at HIGH = 1.5 2^32, where its numbers are 2^-20 apart, so that
-adding a gradient rounds it to a multiple of 2^-20; what that leaves is known exactly and is added in float64 `low`, all multiples of
-2^-52 (gradients below 2^-29 are rounded to multiples of 2^-51 first). No other addition rounds while the gradients of a row are
-below 2^31 over their number, and that is at most 2^21; beyond, sums are rounded as float64's are. One rounding to float32 ends a sum.
+adding a gradient rounds it to a multiple of 2^-20; what that leaves is known exactly and is added in float64 `low`, all
+multiples of 2^-52 (gradients below 2^-29 are rounded to multiples of 2^-51 first). No other addition rounds while the gradients
+of a row are below 2^31 over their number, and that is at most 2^21; beyond, sums are rounded as float64's are. One rounding to
+float32 ends a sum.
 
 Shape letters: R lookups, V rows, D columns, N rows of gradients.
 """
