@@ -19,6 +19,7 @@ import numpy as np
 
 from pallas_kernels.common import timing
 from pallas_kernels.embedding import Rule, Step, lookup, update
+from pallas_kernels.embedding.rules import SLOTS, Kind
 
 BAG = 32
 COPIED = 1 << 28  # float32 numbers
@@ -33,7 +34,7 @@ class Case:
     lookups: int
     bag: int
     distinct: int = 0  # ids that lookups are drawn from, evenly; 0: log-uniform over the table
-    rule: str = "rowwise_adagrad"
+    rule: Kind = "rowwise_adagrad"
     rows: str = "float32"
     width: int = 128
 
@@ -55,12 +56,12 @@ class Case:
         if self.operation == "lookup":
             return distinct * row + vectors * jnp.dtype(self.rows).itemsize + 4 * self.lookups
         slot = {"row": 4, "number": 4 * self.width}
-        state = row + sum(slot[per] for per in Rule(kind=self.rule).slots)
+        state = row + sum(slot[per] for per in SLOTS[self.rule])
         return 2 * distinct * state + 4 * vectors + 8 * self.lookups
 
 
 ROWS, LOOKUPS = 20_000_000, 65_536 * BAG
-UNPOOLED = dict(num_rows=10_000_000, lookups=1 << 20, bag=1, distinct=375_000)
+UNPOOLED: dict[str, Any] = dict(num_rows=10_000_000, lookups=1 << 20, bag=1, distinct=375_000)
 CASES = (
     Case("update", ROWS, LOOKUPS, BAG),
     Case("lookup", ROWS, LOOKUPS, BAG),
@@ -113,8 +114,8 @@ def _sort(ids):
 def _time(case: Case, ids: jax.Array, implementation: str | None) -> float:
     table = jax.jit(lambda: jax.random.normal(jax.random.key(0), (case.num_rows, case.width), case.rows))()
     if case.operation == "lookup":
-        call = jax.jit(functools.partial(lookup, implementation=implementation))
-        return timing.milliseconds(*timing.warm(call, table, ids))
+        read = jax.jit(functools.partial(lookup, implementation=implementation))
+        return timing.milliseconds(*timing.warm(read, table, ids))
     rule = Rule(kind=case.rule)
     shapes = {"row": (case.num_rows,), "number": (case.num_rows, case.width)}
     state = table, tuple(jnp.zeros(shapes[per], jnp.float32) for per in rule.slots)

@@ -13,6 +13,10 @@ from jax import Array
 
 EPS = 1e-8
 
+type Kind = Literal["rowwise_adagrad", "adam", "sgd"]
+type Per = Literal["row", "number"]
+SLOTS: dict[Kind, tuple[Per, ...]] = {"rowwise_adagrad": ("row",), "adam": ("number", "number"), "sgd": ()}
+
 
 class Step(NamedTuple):
     """What changes from step to step."""
@@ -34,7 +38,7 @@ class Rule:
     sgd: w -= lr g.
     """
 
-    kind: Literal["rowwise_adagrad", "adam", "sgd"] = "rowwise_adagrad"
+    kind: Kind = "rowwise_adagrad"
     """Which rule."""
     l2: float = 0.0
     """l2 * w is added to the gradient of a touched row, once a row."""
@@ -46,14 +50,15 @@ class Rule:
     """Adam's decay of the running square."""
 
     @property
-    def slots(self) -> tuple[Literal["row", "number"], ...]:
+    def slots(self) -> tuple[Per, ...]:
         """What it keeps beside the weights: an array [V] ("row") or [V, D] ("number") each."""
-        return {"rowwise_adagrad": ("row",), "adam": ("number", "number"), "sgd": ()}[self.kind]
+        return SLOTS[self.kind]
 
     def corrections(self, step: Step) -> tuple[Array, Array]:
         """Adam's 1 / (1 - beta^t) of both moments, at step t = count + 1."""
         t = jnp.asarray(step.count, jnp.float32) + 1
-        return tuple(-1 / jnp.expm1(t * jnp.log(jnp.float32(beta))) for beta in (self.beta1, self.beta2))
+        first, second = (-1 / jnp.expm1(t * jnp.log(jnp.float32(beta))) for beta in (self.beta1, self.beta2))
+        return first, second
 
     def learn(self, w: Array, slots: tuple[Array, ...], g: Array, step: Step) -> tuple[Array, tuple[Array, ...]]:
         """New rows [Q, D] and slots [Q] or [Q, D] from the old ones and the summed gradients."""
