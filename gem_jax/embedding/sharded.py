@@ -29,8 +29,10 @@ from gem_jax.embedding.config import TablesConfig
 from gem_jax.embedding.learning import learn
 from gem_jax.embedding.placement import GROUP, Addresses, Group, Leaf, Placement
 from gem_jax.embedding.row_optimizers import RowOptimizer, StepContext
+from gem_jax.embedding.stores.device import DeviceStore
 from gem_jax.embedding.stores.store import WEIGHT, RowState, RowStore
 from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD
+from pallas_kernels import embedding
 from pallas_kernels.embedding.repeats import sum_by_row
 
 type Requests = list[tuple[str, Int[Array, "_"] | Int[np.ndarray, "_"]]]
@@ -92,6 +94,17 @@ class ShardedRows:
         if not self.config.fully_sharded:
             return state
         return jax.tree.map(lambda x: jax.lax.all_gather(x, REPLICA, tiled=True), state)
+
+    def weight_for_kernels(self, opened: TableState) -> Float[Array, "L D"] | None:
+        """The weights, where they all lie on this device as the table kernels take them and it has the kernels; else None."""
+        if self.num_shards > 1 or opened.keys() != {"rows"} or not isinstance(self.store, DeviceStore):
+            return None
+        weight = opened["rows"][WEIGHT]
+        return weight if embedding.is_fused(weight, weight) else None
+
+    def find_here(self, requests: Requests) -> Found:
+        """Where the ids lie, if all rows are on this device."""
+        return Found(addresses=self._addresses(requests), routes=None, overflow=jnp.float32(0))
 
     def lookup(self, opened: TableState, requests: Requests) -> tuple[Float[Array, "R D"], Found]:
         """The rows of all requests, in their order; zeros for ids of -1."""

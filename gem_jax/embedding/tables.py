@@ -27,6 +27,7 @@ from gem_jax.data.schema import Schema
 from gem_jax.embedding.config import TablesConfig
 from gem_jax.embedding.logical import LogicalRows
 from gem_jax.embedding.placement import GROUP, Group, Leaf, Placement
+from gem_jax.embedding.pooled import read_pooled
 from gem_jax.embedding.row_optimizers import RowOptimizer
 from gem_jax.embedding.sharded import Found, Requests, ShardedRows, Sizes, TableState
 from gem_jax.embedding.stores.device import DeviceStore
@@ -210,8 +211,14 @@ class Tables:
     def lookup(self, state: TableState, batch: Batch) -> tuple[Embedded, Ticket]:
         """The features of this device's batch as vectors, and what `update` needs."""
         opened = self.sharded.open(state)
-        rows, found = self.sharded.lookup(opened, requests_of(self.schema, batch))
+        requests = requests_of(self.schema, batch)
         ids = {f.name: jnp.asarray(batch.ids[f.name]) for f in self.schema.categoricals}
+        weight = self.sharded.weight_for_kernels(opened)
+        if weight is not None and requests:
+            found = self.sharded.find_here(requests)
+            features, events = read_pooled(self.schema, weight, found.addresses["rows"].slot, batch)
+            return Embedded(features=features, events=events), Ticket(ids=ids, opened=opened, found=found)
+        rows, found = self.sharded.lookup(opened, requests)
         return pool(self.schema, rows, batch), Ticket(ids=ids, opened=opened, found=found)
 
     def update(

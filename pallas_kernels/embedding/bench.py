@@ -84,7 +84,7 @@ def rows(commit: str = "", shapes: Any = None, cases: tuple[Case, ...] = CASES) 
     sorts: dict[int, float] = {}
     for case in cases:
         if case.operation == "update" and case.lookups not in sorts:
-            sorts[case.lookups] = timing.milliseconds(*timing.warm(jax.jit(_sort), case.ids().reshape(-1)))
+            sorts[case.lookups] = timing.milliseconds(*timing.warm(_sort, case.ids().reshape(-1)))
         yield _row(case, copy, sorts.get(case.lookups, 0.0) if case.operation == "update" else 0.0) | machine
 
 
@@ -107,19 +107,25 @@ def _row(case: Case, copy: float, sort: float) -> dict:
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _normal(shape, dtype):
+    return jax.random.normal(jax.random.key(0), shape, dtype)
+
+
+@jax.jit
 def _sort(ids):
     return jax.lax.sort((ids, jnp.arange(ids.size, dtype=jnp.int32)), num_keys=1, is_stable=False)
 
 
 def _time(case: Case, ids: jax.Array, implementation: str | None) -> float:
-    table = jax.jit(lambda: jax.random.normal(jax.random.key(0), (case.num_rows, case.width), case.rows))()
+    table = _normal((case.num_rows, case.width), case.rows)
     if case.operation == "lookup":
         read = jax.jit(functools.partial(lookup, implementation=implementation))
         return timing.milliseconds(*timing.warm(read, table, ids))
     rule = Rule(kind=case.rule)
     shapes = {"row": (case.num_rows,), "number": (case.num_rows, case.width)}
     state = table, tuple(jnp.zeros(shapes[per], jnp.float32) for per in rule.slots)
-    grads = jax.random.normal(jax.random.key(1), (case.lookups // case.bag, case.width), jnp.float32)
+    grads = _normal((case.lookups // case.bag, case.width), "float32")
 
     @functools.partial(jax.jit, donate_argnums=0)
     def call(state, ids, grads):

@@ -6,6 +6,7 @@ import numpy as np
 
 from gem_jax.data.batch import Batch, Events
 from gem_jax.data.schema import Categorical, Schema, Sequence, Table, Task
+from gem_jax.embedding.pooled import read_pooled
 from gem_jax.embedding.tables import num_lookups, pool, requests_of, unpool
 
 SCHEMA = Schema(
@@ -53,6 +54,19 @@ def test_each_feature_gets_the_rows_of_its_table():
     expected = np.zeros((16, 4))
     expected[[0, 1, 8]] = ad[[6, 3, 0]]
     np.testing.assert_array_equal(embedded.events["clicks"]["ad"], expected)
+
+
+def test_kernels_pool_as_they_read():
+    """The same features whether rows are pooled after the lookup or in it."""
+    batch = make_batch()
+    weight = jnp.asarray(np.random.default_rng(2).normal(size=(12, 4)), jnp.float32)
+    first = {"ad": 0, "topic": 7}
+    slots = jnp.concatenate([jnp.where(ids >= 0, first[t] + ids, -1) for t, ids in requests_of(SCHEMA, batch)])
+    rows = jnp.where((slots >= 0)[:, None], weight[slots], 0)
+    expected = pool(SCHEMA, rows, batch)
+    features, events = read_pooled(SCHEMA, weight, slots, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), features, expected.features)
+    jax.tree.map(np.testing.assert_array_equal, events, expected.events)
 
 
 def test_gradients_go_back_the_way_that_rows_came():

@@ -93,9 +93,10 @@ def truth(case: Case, rows, slots, ids, sources, grads) -> tuple[np.ndarray, lis
     w = np.asarray(rows, np.float64)
     state = [np.asarray(slot, np.float64) for slot in slots]
     sums: dict[int, np.ndarray] = {}
+    each = np.asarray(grads, np.float64)
     for row, source in zip(np.asarray(ids).tolist(), np.asarray(sources).tolist(), strict=True):
         if 0 <= row < len(w):
-            sums[row] = sums.get(row, 0.0) + np.asarray(grads[source], np.float64)
+            sums[row] = sums.get(row, 0.0) + each[source]
     for row, g in sums.items():
         g = g + rule.l2 * w[row]
         if rule.kind == "sgd":

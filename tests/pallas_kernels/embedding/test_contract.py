@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from pallas_kernels.embedding import Rule, Step, count_outside, lookup, update
+from pallas_kernels.embedding import Rule, Step, check_inside, count_outside, lookup, update
 from tests.pallas_kernels.embedding import cases
 from tests.pallas_kernels.embedding.cases import CASES, RULES, Case
 
@@ -50,10 +50,16 @@ def test_gpu_gives_the_same_bits_for_any_order(rule):
 def test_ids_outside_are_counted_and_an_error_where_asked_for():
     rows, ids = jnp.ones((5, 4)), jnp.array([1, 5, -1, -2, 4], jnp.int32)
     assert int(count_outside(ids, 5)) == 2
-    error, _ = jax.jit(checkify.checkify(lookup))(rows, ids)
+
+    def looked_up(rows, ids):
+        check_inside(ids, 5)
+        return lookup(rows, ids)
+
+    checked = jax.jit(checkify.checkify(looked_up))
+    error, _ = checked(rows, ids)
     with pytest.raises(checkify.JaxRuntimeError, match="2 ids lie outside a table of 5 rows"):
         error.throw()
-    error, _ = jax.jit(checkify.checkify(lookup))(rows, jnp.maximum(ids, -1) % 5)
+    error, _ = checked(rows, jnp.maximum(ids, -1) % 5)
     error.throw()
 
 
