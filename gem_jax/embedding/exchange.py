@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gem_jax.embedding.placement import Addresses, Leaf
-from gem_jax.embedding.repeats import starts_of_runs
 from gem_jax.parallel.mesh import SHARD
+from pallas_kernels.embedding.repeats import starts_of_runs
 
 
 @jax.tree_util.register_dataclass

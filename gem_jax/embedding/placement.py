@@ -42,7 +42,7 @@ MAX_ID = 2**31 - 1
 """The largest int32: ids of one table."""
 
 MAX_SLOTS = 2**31 - 2**28
-"""Slots of one shard: int32, less the places beyond them to which a step sends what it drops (`repeats.sum_by_row`)."""
+"""Slots of one shard: int32, less the places beyond them to which a step sends what it drops (`sum_by_row`)."""
 
 NOT_HERE = np.iinfo(np.int32).max
 """The first slot, on this shard, of a table that lies whole on another one."""

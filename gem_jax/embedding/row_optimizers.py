@@ -34,7 +34,8 @@ class Slot:
     initial: float = 0.0
 
 
-def _mean_of_columns(values: Float[Array, "Q D"]) -> Float[Array, " Q"]:
+def mean_of_columns(values: Float[Array, "Q D"]) -> Float[Array, " Q"]:
+    """Of rows that lie whole on a device."""
     return values.mean(axis=1)
 
 
@@ -52,7 +53,7 @@ class StepContext:
     learning_rate: Float[Array, ""] | float
     step: Int[Array, ""] | int = 0
     groups: int = 1
-    row_mean: Callable[[Array], Array] = _mean_of_columns
+    row_mean: Callable[[Array], Array] = mean_of_columns
 
 
 type Slots = dict[str, Array]

@@ -11,7 +11,8 @@ the step.
 
 Everything here runs inside the `shard_map` of a step, on one device.
 
-Shape letters: R looked-up ids of a device, S shards, G replica groups, L slots of a shard, D width, d = D / S.
+Shape letters: R looked-up ids of a device, N rows of their gradients, S shards, G replica groups, L slots of a shard,
+D width, d = D / S.
 """
 
 import dataclasses
@@ -25,11 +26,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gem_jax.embedding import exchange
 from gem_jax.embedding.config import TablesConfig
+from gem_jax.embedding.learning import learn
 from gem_jax.embedding.placement import GROUP, Addresses, Group, Leaf, Placement
-from gem_jax.embedding.repeats import sum_by_row
 from gem_jax.embedding.row_optimizers import RowOptimizer, StepContext
-from gem_jax.embedding.stores.store import WEIGHT, RowState, RowStore, update_rows
+from gem_jax.embedding.stores.device import DeviceStore
+from gem_jax.embedding.stores.store import WEIGHT, RowState, RowStore
 from gem_jax.parallel.mesh import EVERYWHERE, REPLICA, SHARD
+from pallas_kernels import embedding
+from pallas_kernels.embedding.repeats import sum_by_row
 
 type Requests = list[tuple[str, Int[Array, "_"] | Int[np.ndarray, "_"]]]
 """(table, ids with -1 where absent) of each feature in turn; their sizes add up to R."""
@@ -91,6 +95,17 @@ class ShardedRows:
             return state
         return jax.tree.map(lambda x: jax.lax.all_gather(x, REPLICA, tiled=True), state)
 
+    def weight_for_kernels(self, opened: TableState) -> Float[Array, "L D"] | None:
+        """The weights, where they all lie on this device as the table kernels take them and it has the kernels; else None."""
+        if self.num_shards > 1 or opened.keys() != {"rows"} or not isinstance(self.store, DeviceStore):
+            return None
+        weight = opened["rows"][WEIGHT]
+        return weight if embedding.is_fused(weight, weight) else None
+
+    def find_here(self, requests: Requests) -> Found:
+        """Where the ids lie, if all rows are on this device."""
+        return Found(addresses=self._addresses(requests), routes=None, overflow=jnp.float32(0))
+
     def lookup(self, opened: TableState, requests: Requests) -> tuple[Float[Array, "R D"], Found]:
         """The rows of all requests, in their order; zeros for ids of -1."""
         addresses = self._addresses(requests)
@@ -116,24 +131,28 @@ class ShardedRows:
         opened: TableState,
         sizes: Sizes,
         found: Found,
-        grads: Float[Array, "R D"],
+        grads: Float[Array, "N D"],
+        sources: Int[Array, " R"],
         *,
         learning_rate: Float[Array, ""] | float,
         step: Int[Array, ""] | int,
     ) -> TableState:
-        """The opened rows after a step on the gradients of the looked-up rows, which count this device's share of the loss."""
+        """The opened rows after a step on the gradients of the looked-up rows, which count this device's share of the loss.
+
+        That of lookup r is row sources[r] of the gradients.
+        """
         groups = 1
         if self.config.sync == "weights":
             groups = self.num_replicas
             grads = grads * groups  # of the mean over the group's own batch, as in the paper
-        by_group = self._by_group(grads, sizes)
+        by_group = self._by_group(sources, sizes)
         context = StepContext(learning_rate=learning_rate, step=step, groups=groups)
         new = dict(opened)
         if "rows" in found.addresses:
-            new["rows"] = self._update_rows(opened["rows"], sizes, found, by_group["rows"], context)
+            new["rows"] = self._update_rows(opened["rows"], sizes, found, grads, by_group["rows"], context)
         if "columns" in found.addresses:
             slots = found.addresses["columns"].slot
-            new["columns"] = self._update_columns(opened["columns"], slots, by_group["columns"], context)
+            new["columns"] = self._update_columns(opened["columns"], slots, grads[by_group["columns"]], context)
         return new
 
     def close(self, opened: TableState, step: Int[Array, ""] | int) -> TableState:
@@ -194,12 +213,18 @@ class ShardedRows:
         return way.to_askers(self.store.read(state, WEIGHT, way.asked_slots()))
 
     def _update_rows(
-        self, state: RowState, sizes: Sizes, found: Found, grads: Float[Array, "R D"], context: StepContext
+        self,
+        state: RowState,
+        sizes: Sizes,
+        found: Found,
+        grads: Float[Array, "N D"],
+        sources: Int[Array, " R"],
+        context: StepContext,
     ) -> RowState:
         if found.routes is None:
-            return self._apply("rows", state, found.addresses["rows"].slot, grads, context)
+            return self._apply("rows", state, found.addresses["rows"].slot, grads, context, sources)
         routes = found.routes
-        sums = exchange.sum_repeats(grads, routes)
+        sums = exchange.sum_repeats(grads[sources], routes)
 
         def learn(way: exchange.Exchange) -> RowState:
             return self._apply("rows", state, way.asked_slots(), way.to_owners(sums), context)
@@ -207,15 +232,20 @@ class ShardedRows:
         return self._exchanging(found.overflow == 0, routes, sizes, learn)
 
     def _apply(
-        self, group: Group, state: RowState, slots: Int[Array, " Q"], grads: Float[Array, "Q D"], context: StepContext
+        self,
+        group: Group,
+        state: RowState,
+        slots: Int[Array, " Q"],
+        grads: Float[Array, "N D"],
+        context: StepContext,
+        sources: Int[Array, " Q"] | None = None,
     ) -> RowState:
         """Sums by slot, over the replica groups too where they exchange gradients, and updates."""
-        height = self.placement.height(group)
-        rows, sums = sum_by_row(slots, grads, height)
         if self.config.sync == "gradients" and self.num_replicas > 1:
-            rows, sums = (jax.lax.all_gather(x, REPLICA, tiled=True) for x in (rows, sums))
-            rows, sums = sum_by_row(rows, sums, height)
-        return update_rows(self.store, self.optimizer, state, rows, sums, context)
+            slots, grads = sum_by_row(slots, grads, self.placement.height(group), sources)
+            slots, grads = (jax.lax.all_gather(x, REPLICA, tiled=True) for x in (slots, grads))
+            sources = None
+        return learn(self.store, self.optimizer, state, slots, grads, sources, context)
 
     # --- tables placed by columns -------------------------------------------------------------------------------------------
 
@@ -246,7 +276,7 @@ class ShardedRows:
             parts.setdefault(self._group(table), []).append(self.placement.address(table, jnp.asarray(ids)))
         return {group: jax.tree.map(lambda *x: jnp.concatenate(x), *several) for group, several in parts.items()}
 
-    def _by_group(self, values: Float[Array, "R D"], sizes: Sizes) -> dict[Group, Array]:
+    def _by_group(self, values: Int[Array, " R"], sizes: Sizes) -> dict[Group, Array]:
         """Values in the order of the sizes, taken apart by fused array."""
         parts: dict[Group, list[Array]] = {group: [] for group in self.placement.groups}
         start = 0

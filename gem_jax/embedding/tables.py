@@ -6,8 +6,8 @@ calls can be replaced part by part: places (`placement`), travel (`exchange`), f
 
 Outside the step tables are named rows: "<table>/weight" and "<table>/<slot>" (`Tables.to_logical`), the same on every mesh.
 
-Shape letters: B examples and T packed events of a device, R looked-up ids of its batch (all features together), S shards, L slots
-of a shard, D width.
+Shape letters: B examples and T packed events of a device, R looked-up ids of its batch (all features together), N bags and events
+that they belong to, S shards, L slots of a shard, D width.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from gem_jax.data.schema import Schema
 from gem_jax.embedding.config import TablesConfig
 from gem_jax.embedding.logical import LogicalRows
 from gem_jax.embedding.placement import GROUP, Group, Leaf, Placement
+from gem_jax.embedding.pooled import read_pooled
 from gem_jax.embedding.row_optimizers import RowOptimizer
 from gem_jax.embedding.sharded import Found, Requests, ShardedRows, Sizes, TableState
 from gem_jax.embedding.stores.device import DeviceStore
@@ -104,16 +105,31 @@ def pool(schema: Schema, rows: Float[Array, "R D"], batch: Batch) -> Embedded:
     return Embedded(features=features, events=events)
 
 
-def unpool(schema: Schema, grads: Embedded, ids: Mapping[str, Array | np.ndarray]) -> Float[Array, "R D"]:
-    """The gradient by the rows of `requests_of`, from that by their `pool`; ids: feature -> [B, max_ids]."""
-    parts = []
+def unpool(
+    schema: Schema, grads: Embedded, ids: Mapping[str, Array | np.ndarray]
+) -> tuple[Float[Array, "N D"], Int[Array, " R"]]:
+    """The gradient by the rows of `requests_of`, from that by their `pool`: that of lookup r is row sources[r] of values.
+
+    The lookups of a bag share a row, so nothing of [R, D] is made.
+
+    Args:
+      schema: names the features.
+      grads: by the pooled features and by the events.
+      ids: feature -> [B, max_ids].
+
+    Returns:
+      (values, sources).
+    """
+    values, sources, start = [], [], 0
     for feature in schema.categoricals:
-        gradient, shape = grads.features[feature.name], ids[feature.name].shape
-        each = gradient / _num_present(ids[feature.name]).astype(gradient.dtype)
-        parts.append(jnp.broadcast_to(each[:, None], (*shape, each.shape[-1])).reshape(-1, each.shape[-1]))
+        gradient, (bags, size) = grads.features[feature.name], ids[feature.name].shape
+        values.append(gradient / _num_present(ids[feature.name]).astype(gradient.dtype))
+        sources.append(start + jnp.repeat(jnp.arange(bags, dtype=jnp.int32), size))
+        start += bags
     for sequence in schema.sequences:
-        parts += [grads.events[sequence.name][a.name] for a in sequence.attributes]
-    return jnp.concatenate(parts)
+        values += [grads.events[sequence.name][a.name] for a in sequence.attributes]
+    events = sum(len(x) for x in values) - start
+    return jnp.concatenate(values), jnp.concatenate([*sources, start + jnp.arange(events, dtype=jnp.int32)])
 
 
 def _num_present(ids: Int[Array, "B k"] | Int[np.ndarray, "B k"]) -> Int[Array, "B 1"]:
@@ -195,8 +211,14 @@ class Tables:
     def lookup(self, state: TableState, batch: Batch) -> tuple[Embedded, Ticket]:
         """The features of this device's batch as vectors, and what `update` needs."""
         opened = self.sharded.open(state)
-        rows, found = self.sharded.lookup(opened, requests_of(self.schema, batch))
+        requests = requests_of(self.schema, batch)
         ids = {f.name: jnp.asarray(batch.ids[f.name]) for f in self.schema.categoricals}
+        weight = self.sharded.weight_for_kernels(opened)
+        if weight is not None and requests:
+            found = self.sharded.find_here(requests)
+            features, events = read_pooled(self.schema, weight, found.addresses["rows"].slot, batch)
+            return Embedded(features=features, events=events), Ticket(ids=ids, opened=opened, found=found)
+        rows, found = self.sharded.lookup(opened, requests)
         return pool(self.schema, rows, batch), Ticket(ids=ids, opened=opened, found=found)
 
     def update(
@@ -224,7 +246,7 @@ class Tables:
             ticket.opened,
             self._sizes(ticket, grads),
             ticket.found,
-            unpool(self.schema, grads, ticket.ids),
+            *unpool(self.schema, grads, ticket.ids),
             learning_rate=learning_rate,
             step=step,
         )

@@ -10,7 +10,7 @@ from pallas_kernels.jagged_attention import bench as attention
 
 
 def test_every_operation_with_a_benchmark_is_offered():
-    assert bench.operations() == ["jagged_attention"]
+    assert bench.operations() == ["embedding", "jagged_attention"]
 
 
 def test_rows_are_printed_and_written_as_they_come(monkeypatch, tmp_path, capsys):

@@ -52,7 +52,7 @@ def update_rows(
     sums: Float[Array, "Q D"],
     context: StepContext,
 ) -> RowState:
-    """One step on the rows of `repeats.sum_by_row`: distinct, ascending; those beyond the table are dropped."""
+    """One step on the rows of `sum_by_row`: distinct, ascending; those beyond the table are dropped."""
     if optimizer.l2:
         sums = sums + optimizer.l2 * store.read(state, WEIGHT, rows)
     old = {slot.name: store.read(state, slot.name, rows) for slot in optimizer.slots}

@@ -6,6 +6,7 @@ import numpy as np
 
 from gem_jax.data.batch import Batch, Events
 from gem_jax.data.schema import Categorical, Schema, Sequence, Table, Task
+from gem_jax.embedding.pooled import read_pooled
 from gem_jax.embedding.tables import num_lookups, pool, requests_of, unpool
 
 SCHEMA = Schema(
@@ -55,6 +56,19 @@ def test_each_feature_gets_the_rows_of_its_table():
     np.testing.assert_array_equal(embedded.events["clicks"]["ad"], expected)
 
 
+def test_kernels_pool_as_they_read():
+    """The same features whether rows are pooled after the lookup or in it."""
+    batch = make_batch()
+    weight = jnp.asarray(np.random.default_rng(2).normal(size=(12, 4)), jnp.float32)
+    first = {"ad": 0, "topic": 7}
+    slots = jnp.concatenate([jnp.where(ids >= 0, first[t] + ids, -1) for t, ids in requests_of(SCHEMA, batch)])
+    rows = jnp.where((slots >= 0)[:, None], weight[slots], 0)
+    expected = pool(SCHEMA, rows, batch)
+    features, events = read_pooled(SCHEMA, weight, slots, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), features, expected.features)
+    jax.tree.map(np.testing.assert_array_equal, events, expected.events)
+
+
 def test_gradients_go_back_the_way_that_rows_came():
     """To the bit what differentiating `pool` gives."""
     batch = make_batch()
@@ -62,7 +76,9 @@ def test_gradients_go_back_the_way_that_rows_came():
     rows = jnp.asarray(rng.normal(size=(24, 4)), jnp.float32)
     embedded, pull_back = jax.vjp(lambda rows: pool(SCHEMA, rows, batch), rows)
     grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), embedded)
-    np.testing.assert_array_equal(unpool(SCHEMA, grads, batch.ids), *pull_back(grads))
+    values, sources = unpool(SCHEMA, grads, batch.ids)
+    np.testing.assert_array_equal(values[sources], *pull_back(grads))
+    assert len(values) == 2 + 2 + 16  # a row a bag and an event, not one a lookup
 
 
 def test_lookups_are_counted_from_shapes_alone():

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gem_jax.embedding.repeats import sum_by_row
 from gem_jax.embedding.row_optimizers import Adam, RowwiseAdagrad, Sgd, StepContext, row_optimizer
 from gem_jax.embedding.stores.device import DeviceStore
 from gem_jax.embedding.stores.store import update_rows
+from pallas_kernels.embedding.repeats import sum_by_row
 
 NUM_ROWS, DIM = 20, 8
 STORE = DeviceStore()
