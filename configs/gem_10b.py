@@ -2,13 +2,13 @@
 
 python -m gem_jax.train configs/gem_10b.py
 
-Dense parameters: 9.60e9
-Table parameters: 6.31e10 (60 million users, 1.6 million ads, width 1024)
-Forward FLOPs per example: 1.24e11
-Histories: all 128 organic events and 96 impressions that the stream ever shows, 8 modules (2 sources at 4 levels)
-Meant for: 64 H200 or more, 64 examples a GPU
-Memory, an estimate: 154 GB of parameters, gradients and moments and 252 GB of tables over all GPUs; on each GPU 46 GiB of
-activations and 19 GB of bfloat16 weights; 8 GB of host memory a process for the stream's users
+Dense parameters: 9.61e9
+Table parameters: 3.03e10 (7.2 million users, 22 million ads, width 1024)
+Forward FLOPs per example: 1.67e11
+Histories: the newest 128 organic events and 96 impressions, 8 modules (2 sources at 4 levels)
+Meant for: 64 H200 or more, 32 examples a GPU
+Memory, an estimate: 192 GB of parameters, gradients, moments and means and 121 GB of tables over all GPUs; on each GPU 24 GiB of
+activations and 19 GB of bfloat16 weights; 6 GB of host memory a process for the stream's users
 
 The first three numbers are recounted, without making an array, by pytest tests/gem_jax/training/test_ladder.py; FLOPs count the
 packed batch with the XLA attention. The learning rate falls with the square root of the width from gem_debug's; untuned here.
@@ -28,8 +28,8 @@ def get_config() -> Config:
         data=SyntheticConfig(
             train_examples=800_000_000,
             test_examples=1_000_000,
-            active_users=20_000_000,
-            active_ads=320_000,
+            active_users=1_200_000,
+            active_ads=320_016,
             organic_max_len=128,
             impressions_max_len=96,
         ),
@@ -48,8 +48,8 @@ def get_config() -> Config:
             head_hidden=2048,
             dense_hidden=(1024,),
         ),
-        batch=BatchConfig(examples=64, tokens={"organic": 64 * 36, "impressions": 64 * 32}),
-        optimizer=OptimizerConfig(learning_rate=3.5e-4, table_learning_rate=0.1),
+        batch=BatchConfig(examples=32, tokens={"organic": 32 * 122, "impressions": 32 * 92}),
+        optimizer=OptimizerConfig(learning_rate=3.5e-4, table_learning_rate=0.1, final=0.3, average=0.999),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),
     )

@@ -2,13 +2,13 @@
 
 python -m gem_jax.train configs/gem_1b.py
 
-Dense parameters: 9.93e8
-Table parameters: 1.58e10 (30 million users, 0.8 million ads, width 512)
-Forward FLOPs per example: 1.20e10
-Histories: all 128 organic events and 96 impressions that the stream ever shows, 8 modules (2 sources at 4 levels)
-Meant for: one host of 8 H200 or more, 256 examples a GPU
-Memory, an estimate: 16 GB of parameters, gradients and moments and 63 GB of tables over all GPUs; on each GPU 30 GiB of
-activations and 2 GB of bfloat16 weights; 4 GB of host memory a process for the stream's users
+Dense parameters: 9.94e8
+Table parameters: 9.67e9 (3.2 million users, 16 million ads, width 512)
+Forward FLOPs per example: 1.76e10
+Histories: the newest 128 organic events and 96 impressions, 8 modules (2 sources at 4 levels)
+Meant for: one host of 8 H200 or more, 128 examples a GPU
+Memory, an estimate: 20 GB of parameters, gradients, moments and means and 39 GB of tables over all GPUs; on each GPU 21 GiB of
+activations and 2 GB of bfloat16 weights; 2 GB of host memory a process for the stream's users
 
 The first three numbers are recounted, without making an array, by pytest tests/gem_jax/training/test_ladder.py; FLOPs count the
 packed batch with the XLA attention. The learning rate falls with the square root of the width from gem_debug's; untuned here.
@@ -28,8 +28,8 @@ def get_config() -> Config:
         data=SyntheticConfig(
             train_examples=400_000_000,
             test_examples=500_000,
-            active_users=10_000_000,
-            active_ads=160_000,
+            active_users=400_000,
+            active_ads=160_008,
             organic_max_len=128,
             impressions_max_len=96,
         ),
@@ -48,8 +48,8 @@ def get_config() -> Config:
             head_hidden=1024,
             dense_hidden=(512,),
         ),
-        batch=BatchConfig(examples=256, tokens={"organic": 256 * 32, "impressions": 256 * 30}),
-        optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.1),
+        batch=BatchConfig(examples=128, tokens={"organic": 128 * 116, "impressions": 128 * 88}),
+        optimizer=OptimizerConfig(learning_rate=5e-4, table_learning_rate=0.1, final=0.3, average=0.999),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),
     )

@@ -2,12 +2,12 @@
 
 python -m gem_jax.train configs/gem_base.py
 
-Dense parameters: 1.18e8
-Table parameters: 7.88e8 (3 million users, 80 thousand ads, width 256)
-Forward FLOPs per example: 1.13e9
-Histories: the newest 64 organic events and 64 impressions, 6 modules (2 sources at 3 levels)
-Meant for: one H200 (141 GB); an 80 GB GPU with half the batch
-Memory, an estimate: 5 GB of parameters, moments and tables, 44 GiB of activations at 2048 examples
+Dense parameters: 1.19e8
+Table parameters: 4.24e8 (0.35 million users, 1.3 million ads, width 256)
+Forward FLOPs per example: 2.09e9
+Histories: the newest 128 organic events and 64 impressions, 6 modules (2 sources at 3 levels)
+Meant for: one H200 (141 GB); an 80 GB GPU too
+Memory, an estimate: 4 GB of parameters, moments and tables, 39 GiB of activations at 1024 examples
 
 The first three numbers are recounted, without making an array, by pytest tests/gem_jax/training/test_ladder.py; FLOPs count the
 packed batch with the XLA attention. The learning rate falls with the square root of the width from gem_debug's; untuned here.
@@ -27,9 +27,9 @@ def get_config() -> Config:
         data=SyntheticConfig(
             train_examples=40_000_000,
             test_examples=200_000,
-            active_users=1_000_000,
-            active_ads=16_000,
-            organic_max_len=64,
+            active_users=50_000,
+            active_ads=16_008,
+            organic_max_len=128,
             impressions_max_len=64,
         ),
         model=GemConfig(
@@ -47,8 +47,8 @@ def get_config() -> Config:
             head_hidden=512,
             dense_hidden=(256,),
         ),
-        batch=BatchConfig(examples=2048, tokens={"organic": 2048 * 27, "impressions": 2048 * 27}),
-        optimizer=OptimizerConfig(learning_rate=7.5e-4, table_learning_rate=0.1),
+        batch=BatchConfig(examples=1024, tokens={"organic": 1024 * 107, "impressions": 1024 * 58}),
+        optimizer=OptimizerConfig(learning_rate=7.5e-4, table_learning_rate=0.1, final=0.3, average=0.999),
         train=TrainConfig(shuffle=False),
         precision=Policy(compute="bfloat16"),
     )

@@ -3,10 +3,10 @@
 python -m gem_jax.train configs/gem_debug.py
 python -m gem_jax.train configs/gem_debug.py:no_pyramid     a variant, on the same examples in the same order; they stand below
 
-Dense parameters: 2.04e5
-Table parameters: 3.49e5 (19 thousand users, 2.4 thousand ads, width 16)
-Forward FLOPs per example: 1.50e6
-Histories: the newest 16 organic events and 16 impressions, 4 modules (2 sources at 2 levels)
+Dense parameters: 2.05e5
+Table parameters: 2.58e5 (4.8 thousand users, 11 thousand ads, width 16)
+Forward FLOPs per example: 2.50e6
+Histories: the newest 32 organic events and 16 impressions, 4 modules (2 sources at 2 levels)
 
 Clicks: NE .8078, 78 % of the way from 1 to the Bayes NE, AUC .8269; conversions: NE .8123, 75 %. Means of seeds 0, 1, 2 on one
 H200, jax 0.11.2, commit 9f1b338: python -m gem_jax.compare configs/gem_debug.py with its variants no_cross_layer, no_domains,
@@ -43,10 +43,10 @@ MODEL = GemConfig(embedding_dim=16, levels=(Level(), Level(recent=8)), fmb_hidde
 def get_config() -> Config:
     return Config(
         name="gem_debug",
-        data=SyntheticConfig(train_examples=250_000, test_examples=20_000, organic_max_len=16, impressions_max_len=16),
+        data=SyntheticConfig(train_examples=250_000, test_examples=50_000, organic_max_len=32, impressions_max_len=16),
         model=MODEL,
-        batch=BatchConfig(examples=256, tokens={"organic": 256 * 12, "impressions": 256 * 13}),
-        optimizer=OptimizerConfig(learning_rate=3e-3, table_learning_rate=0.2),
+        batch=BatchConfig(examples=256, tokens={"organic": 256 * 32, "impressions": 256 * 16}),
+        optimizer=OptimizerConfig(learning_rate=3e-3, table_learning_rate=0.2, final=0.3, average=0.98),
         train=TrainConfig(shuffle=False),
     )
 

@@ -15,10 +15,14 @@ A command declares its options as a frozen dataclass with a docstring under each
         return run(COMMAND, arguments, lambda request: train(request.config, request.options))
 """
 
+import ast
 import dataclasses
 import difflib
 import functools
+import inspect
+import itertools
 import sys
+import textwrap
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +41,14 @@ class Command:
       name: as in `python -m <name>`.
       about: what it does, one line.
       options: its own options.
+      config: the class of its configs.
       num_configs: how many configs it takes: "one", "some", or "none or some" where an option takes their place.
     """
 
     name: str
     about: str
     options: type
+    config: type = Config
     num_configs: typing.Literal["one", "some", "none or some"] = "one"
 
 
@@ -52,18 +58,18 @@ class Request:
 
     Attributes:
       paths: the configs' files, with their variants.
-      configs: the configs, with the overrides applied.
+      configs: the configs, of the command's class, with the overrides applied.
       overrides: as a.b=value.
       options: of the command's class.
     """
 
     paths: tuple[str, ...]
-    configs: tuple[Config, ...]
+    configs: tuple[Any, ...]
     overrides: tuple[str, ...]
     options: Any
 
     @property
-    def config(self) -> Config:
+    def config(self) -> Any:
         """The one config."""
         (config,) = self.configs
         return config
@@ -106,7 +112,7 @@ def read(command: Command, arguments: list[str]) -> Request:
             option = name.replace("-", "_")
             if option in fields and hints[option] is bool and not equals:
                 options[option] = True
-            elif option not in fields and "." not in name and not _is_field(name):
+            elif option not in fields and "." not in name and not _is_field(command, name):
                 raise ConfigError(_unknown(word.partition("=")[0], list(fields)))
             else:
                 if not equals:
@@ -120,14 +126,14 @@ def read(command: Command, arguments: list[str]) -> Request:
     if wants_help and not paths:
         _help(command, None)
     _check_count(command, paths)
-    configs = tuple(load(path, overrides) for path in paths)
+    configs = tuple(load(path, overrides, command.config) for path in paths)
     if wants_help:
         _help(command, configs[0])
     return Request(paths=tuple(paths), configs=configs, overrides=tuple(overrides), options=command.options(**options))
 
 
-def _is_field(name: str) -> bool:
-    return name in {f.name for f in dataclasses.fields(Config)}
+def _is_field(command: Command, name: str) -> bool:
+    return name in {f.name for f in dataclasses.fields(command.config)}
 
 
 def _unknown(word: str, options: list[str]) -> str:
@@ -157,7 +163,7 @@ def _check_count(command: Command, paths: list[str]) -> None:
         raise ConfigError(f"'{paths[1]}' is a second config; {command.name} takes one, and fields as a.b=value")
 
 
-def _help(command: Command, config: Config | None) -> typing.NoReturn:
+def _help(command: Command, config: Any) -> typing.NoReturn:
     """Prints the options, and every field of a config with its meaning and its value there, and exits."""
     names = {"one": "<config.py[:variant]>", "some": "<config.py[:variant]> ..."}.get(
         command.num_configs, "[<config.py[:variant]> ...]"
@@ -176,19 +182,37 @@ def _help(command: Command, config: Config | None) -> typing.NoReturn:
     raise AssertionError("--help exits")
 
 
-def _with_fields(options: type, config: Config) -> tuple[type, Any]:
-    """A dataclass of the options and the config's fields, of the types that these have in this config, for tyro to show."""
+def _with_fields(options: type, config: Any) -> tuple[type, Any]:
+    """A dataclass of the options and the config's fields, of the types that these have in this config, for tyro to show; without
+    dicts, whose values are shown by nobody."""
+    kind = type(config)
+    hints, texts = typing.get_type_hints(kind), _docs(kind)
     fields: list[tuple[str, Any, Any]] = []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             fields.append((f.name, type(value), dataclasses.field(default_factory=functools.partial(_same, value))))
-        else:
-            help_text = {"name": "Name of the run.", "runs_dir": "Folder that holds the runs."}[f.name]
-            annotated = typing.Annotated[str, tyro.conf.arg(help=help_text)]
+        elif not isinstance(value, dict):
+            hint: Any = hints[f.name]
+            annotated = typing.Annotated[hint, tyro.conf.arg(help=texts.get(f.name, ""))]
             fields.append((f.name, annotated, dataclasses.field(default=value)))
     holder = dataclasses.make_dataclass("Fields", fields, bases=(options,), frozen=True, kw_only=True)
     return holder, holder()
+
+
+def _docs(kind: type) -> dict[str, str]:
+    """Field -> the docstring under it."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: below.value.value
+        for field, below in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }
 
 
 def _same(value: Any) -> Any:

@@ -168,15 +168,19 @@ def _kinds() -> list[type]:
     """Every dataclass of gem_jax that a config may hold."""
     from gem_jax import models
     from gem_jax.bench.data import BenchDataConfig
-    from gem_jax.data import criteo, frappe, movielens, parquet, schema, synthetic
+    from gem_jax.data import criteo, frappe, movielens, parquet, schema, subset, synthetic
     from gem_jax.prepare.config import PreparedConfig
+    from gem_jax.transfer.distill import DistillationConfig, DistilledConfig
+    from gem_jax.transfer.joined import JoinedConfig
+    from gem_jax.transfer.sharing import FrozenConfig
 
-    modules = (criteo, frappe, movielens, parquet, schema, synthetic, models, models.gem)
+    modules = (criteo, frappe, movielens, parquet, schema, subset, synthetic, models, models.gem)
     found = [
         c for module in modules for c in vars(module).values() if isinstance(c, type) and dataclasses.is_dataclass(c)
     ]
     others = [BatchConfig, CheckpointConfig, Config, MeshConfig, MultiTaskConfig, OptimizerConfig, Policy, TablesConfig]
-    return [*found, *others, TrainConfig, BenchDataConfig, PreparedConfig]
+    of_transfer = [DistillationConfig, DistilledConfig, FrozenConfig, JoinedConfig]
+    return [*found, *others, TrainConfig, BenchDataConfig, PreparedConfig, *of_transfer]
 
 
 type _Known = dict[tuple[str, bool], type]
@@ -219,12 +223,13 @@ def _dataclass_from(tree: dict[str, Any], known: _Known, field: str) -> Any:
 # --- from files and command lines -------------------------------------------------------------------------------------------------
 
 
-def load(path: str | pathlib.Path, overrides: list[str] | None = None) -> Config:
+def load(path: str | pathlib.Path, overrides: list[str] | None = None, kind: type = Config) -> Any:
     """The config that a file's `get_config()` returns, or that another of its functions does, with `a.b=value` overrides applied.
 
     Args:
       path: a Python file, `configs/gem_debug.py`; with a function after a colon a variant, `configs/gem_debug.py:no_pyramid`.
       overrides: see `override`.
+      kind: of the config, a frozen dataclass.
 
     Raises:
       ConfigError: no such file or variant, a file that fails or makes no config, an unknown field, or a value that its field
@@ -233,22 +238,24 @@ def load(path: str | pathlib.Path, overrides: list[str] | None = None) -> Config
     file, _, variant = str(path).partition(":")
     module = _module_of(pathlib.Path(file))
     function = getattr(module, variant or ENTRY, None)
-    names = variants(module)
+    names = variants(module, kind)
     if not callable(function) or (variant and variant not in names):
         if not variant:
-            raise ConfigError(f"config file '{file}' has no function {ENTRY}() that returns a Config; add one")
-        unsaid = " (a variant is a function that says -> Config)" if callable(function) else ""
+            raise ConfigError(f"config file '{file}' has no function {ENTRY}() that returns a {kind.__name__}; add one")
+        unsaid = f" (a variant is a function that says -> {kind.__name__})" if callable(function) else ""
         raise ConfigError(
             f"config file '{file}' has no variant '{variant}'{unsaid}; it has {', '.join(names) or 'none'}"
         )
     config = _called(function, file)
-    if not isinstance(config, Config):
-        raise ConfigError(f"config file '{file}' has no function {variant or ENTRY}() that returns a Config; add one")
+    if not isinstance(config, kind):
+        raise ConfigError(
+            f"config file '{file}' has no function {variant or ENTRY}() that returns a {kind.__name__}; add one"
+        )
     return override(config, overrides or [])
 
 
-def variants(module: types.ModuleType) -> list[str]:
-    """Names of a config file's own public functions that say that they return a Config, `get_config` left out."""
+def variants(module: types.ModuleType, kind: type = Config) -> list[str]:
+    """Names of a config file's own public functions that say that they return a config of a kind, `get_config` left out."""
     return [
         name
         for name, value in vars(module).items()
@@ -256,13 +263,13 @@ def variants(module: types.ModuleType) -> list[str]:
         and value.__module__ == module.__name__
         and not name.startswith("_")
         and name != ENTRY
-        and _says_config(inspect.get_annotations(value).get("return"))
+        and _says(inspect.get_annotations(value).get("return"), kind)
     ]
 
 
-def _says_config(annotation: Any) -> bool:
-    """Whether it is Config or its name: annotations of the user's file are not evaluated, they may name what is not imported."""
-    return annotation is Config or (isinstance(annotation, str) and annotation.split(".")[-1] == "Config")
+def _says(annotation: Any, kind: type) -> bool:
+    """Whether it is the class or its name: annotations of the user's file are not evaluated, they may name what is not imported."""
+    return annotation is kind or (isinstance(annotation, str) and annotation.split(".")[-1] == kind.__name__)
 
 
 def _module_of(file: pathlib.Path) -> types.ModuleType:
@@ -288,7 +295,7 @@ def _called(function: Callable[[], Any], file: str) -> Any:
         raise ConfigError(f"config file '{file}' fails with {type(error).__name__}: {error}; correct it") from error
 
 
-def override(config: Config, assignments: list[str]) -> Config:
+def override[C](config: C, assignments: list[str]) -> C:
     """`config` with `a.b=value` assignments applied together, each checked against its field's type.
 
     A tuple's values are separated by commas; an entry of a dict is named like a field (`batch.tokens.clicks=4096`).
@@ -314,10 +321,10 @@ def override(config: Config, assignments: list[str]) -> Config:
         raise ConfigError(str(error)) from error
 
 
-def _type_of(config: Config, name: str) -> Any:
+def _type_of(config: Any, name: str) -> Any:
     """The annotated type of the field, or of the dict's or tuple's entry, that `name` leads to."""
     node: Any = config
-    hint: Any = Config
+    hint: Any = type(config)
     path = ""
     for part in name.split("."):
         if isinstance(node, dict):

@@ -35,8 +35,8 @@ from gem_jax.errors import UserError
 from gem_jax.evaluation.errors import DivergedError
 from gem_jax.evaluation.evaluate import check_counts, evaluate
 from gem_jax.evaluation.metrics import Measures, scalars
+from gem_jax.evaluation.oracle import oracle_ne
 from gem_jax.files import write_json
-from gem_jax.models.outputs import table_width
 from gem_jax.parallel import processes, xla_flags
 from gem_jax.parallel.lockstep import Lockstep, placed_signals
 from gem_jax.parallel.mesh import local_devices
@@ -47,11 +47,10 @@ from gem_jax.report.page import render_inline, write_report
 from gem_jax.report.window import Window
 from gem_jax.run.best import Criterion
 from gem_jax.run.checks import check_parts, check_platform, explained, total_examples
-from gem_jax.run.memory import device_batch, embedded_shapes
+from gem_jax.run.observer import Observer
 from gem_jax.run.plan import RunPlan
 from gem_jax.run.program import Program
 from gem_jax.run.saves import Saves
-from gem_jax.training.cost import forward_flops
 from gem_jax.training.progress import Progress, interruption
 from gem_jax.training.state import TrainState
 
@@ -99,20 +98,23 @@ class Result:
         return render_inline(self.run_dir, self.summary)
 
 
-def train(config: Config, options: Options | None = None, *, console: Console | None = None) -> Result:
+def train(
+    config: Config, options: Options | None = None, *, console: Console | None = None, observer: Observer | None = None
+) -> Result:
     """Train, evaluate and report one run.
 
     Args:
       config: everything about the run.
       options: how it begins; anew unless given.
       console: where progress and results are shown; standard output unless given, `Console(quiet=True)` for nothing.
+      observer: sees what each step returned, e.g. a teacher's labels of examples that it has not trained on yet.
 
     Raises:
       UserError: something that the user gave is wrong; the message says what to change.
       DivergedError: the loss or a logit became NaN or infinite.
     """
     started = time.perf_counter()
-    options, console = options or Options(), console or Console()
+    options, console, observer = options or Options(), console or Console(), observer or Observer()
     check_platform(config)
 
     # --- Data: examples by index, shuffled and packed into batches of static shape --------------------------------------------
@@ -122,7 +124,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
 
     # --- Plan and program: where everything lies, and the jitted steps; nothing is allocated yet -------------------------------
     plan = RunPlan.of(config, splits.schema)
-    program = Program.of(config, splits.schema, plan)
+    program = Program.of(config, splits.schema, plan, observer.representations)
     loader = Loader(
         splits.train,
         config.batch,
@@ -164,6 +166,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
         turn = None if is_over() else next(turns, None)
         lockstep.check()
         saves.begin(progress, changes)
+        observer.begin(program, splits, progress)
         _show(plan, console)
         log = RunLogger(
             run_dir if processes.is_first() else None, total_examples=total, resume_step=resume_step, console=console
@@ -174,6 +177,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
 
         def save(since: float) -> float:
             window.flush()  # raises before a diverged model takes the place of a checkpoint
+            observer.flush()
             now = progress.count_seconds(since)
             saves.save(state, progress)
             return now
@@ -205,6 +209,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
             log.evaluation(progress.step, progress.examples, part, result)
             if criterion is not None and criterion.is_best(result, progress):
                 window.flush()
+                observer.flush()
                 saves.save_best(state, progress)
 
         def is_evaluation_due(before: int) -> bool:
@@ -238,6 +243,7 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
                 else:
                     progress.timed_examples += turn.num_examples
                 window.add(progress.step, progress.examples, outputs, turn.batch, turn.host)
+                observer.step(outputs, turn.host)
                 if is_evaluation_due(before):
                     clock = progress.count_seconds(clock)
                     evaluate_on_the_way()
@@ -272,9 +278,10 @@ def train(config: Config, options: Options | None = None, *, console: Console | 
         "examples_per_s": progress.timed_examples / progress.seconds if progress.timed_examples else None,
         "time_to_first_step_s": time_to_first_step_s,
         "parameters": program.count_parameters(),
-        "forward_flops_per_example": program_flops(program),
+        "forward_flops_per_example": program.forward_flops(),
         "truncated_events": progress.truncated,
         "eval": result,
+        "oracle_ne": oracle_ne(splits.test, config.train.eval_examples) if result else {},
     }
     if criterion is not None:
         summary |= criterion.summary(progress)
@@ -292,13 +299,6 @@ def base_rate_logits(source: Source, limit: int = 20_000) -> np.ndarray:
     observed = np.maximum((~np.isnan(labels)).sum(axis=0), 1)
     rate = (np.nansum(labels, axis=0) + 0.5) / (observed + 1.0)  # never 0 or 1
     return np.log(rate / (1 - rate)).astype(np.float32)
-
-
-def program_flops(program: Program) -> float:
-    """FLOPs of one example's forward pass; see `training.cost`."""
-    batch = device_batch(program.config, program.schema)
-    width = table_width(program.config.model, program.schema)
-    return forward_flops(program.parts, embedded_shapes(batch, program.schema, width), batch)
 
 
 def _show(plan: RunPlan, console: Console) -> None:

@@ -70,12 +70,18 @@ ROOMS = (
     ("config",),
     ("cli", "run"),
     ("train", "scale", "scoring"),
-    ("compare", "predict"),
+    ("compare", "predict", "transfer"),
     ("bench",),
 )
 """From the bottom up. A room imports from those below it and from itself; rooms of one line do not know each other."""
 
-LEAVES = ("gem_jax.checkpoint.config", "gem_jax.bench.data")
+LEAVES = (
+    "gem_jax.checkpoint.config",
+    "gem_jax.bench.data",
+    "gem_jax.transfer.distill",
+    "gem_jax.transfer.joined",
+    "gem_jax.transfer.sharing",
+)
 """Modules of a room above that a room below may import: plain dataclasses of a config."""
 
 

@@ -67,6 +67,7 @@ def run_notebook(tmp_path, monkeypatch):
     environment = {
         "GEM_QUICKSTART_EXAMPLES": "6000",
         "GEM_YOUR_DATA_ROWS": "8000",
+        "GEM_TRANSFER_EXAMPLES": "4000",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "XLA_FLAGS": "",  # one device, as a user has it
         "PYTHONPATH": str(ROOT),
@@ -117,9 +118,7 @@ def test_quickstart_runs_and_shows_its_numbers(run_notebook, tmp_path):
     assert f"calibration {gem['click']['calibration']:.3f}" in printed(cells["calibration"])
     assert [num_charts(cells[name]) for name in ("quality", "calibration", "compare")] == [2, 1, 2]
 
-    predicted = re.findall(
-        r"^(?:feed|stories|messaging) +\d+ +(\d+\.\d\d)% +\d", printed(cells["predict"]), re.MULTILINE
-    )
+    predicted = re.findall(r"^[a-z_]+ +\d+ +(\d+\.\d\d)% +\d", printed(cells["predict"]), re.MULTILINE)
     assert len(predicted) == 8 and len(set(predicted)) > 1
     assert all(0 < float(percent) < 100 for percent in predicted)
 
@@ -143,3 +142,14 @@ def test_your_data_goes_from_a_raw_log_to_scored_rows(run_notebook, tmp_path):
     assert len(fifths) == 5 and predicted == sorted(predicted)
     rows = re.search(r"\((\d+), 16\)", printed(cells["embeddings"]))
     assert rows and int(rows[1]) > 50
+
+
+@pytest.mark.slow
+def test_transfer_shows_the_students_and_the_adapter(run_notebook, tmp_path):
+    cells = run_notebook("transfer")
+    table = printed(cells["table"])
+    assert all(f"| dlrm | click | all | {recipe} |" in table for recipe in ("scratch", "kd", "full", "stale_full"))
+    losses = re.findall(r"^(.+): log loss in the second half (\d\.\d{4})$", printed(cells["picture"]), re.MULTILINE)
+    assert [name for name, _ in losses] == ["stale teacher", "through the adapter"]
+    assert num_charts(cells["picture"]) == 1
+    assert "DLRMConfig" in printed(cells["load"]) and "12 arrays of the run stay behind" in printed(cells["load"])

@@ -63,17 +63,18 @@ def _gem(program: Program, batch: Batch) -> dict[str, float]:
         r"layers/\d+/sequences/(uvqk|out)/weight": rows / num_modules,
         r"layers/\d+/sequences/w[12]": examples * head_dim,
         r"layers/\d+/residual/query/kernel": examples * num_tokens,
-        r"layers/(\d+)/residual/key/kernel": lambda match: examples * num_tokens * (int(match[1]) + 1),
+        r"layers/(\d+)/residual/key/kernel": lambda match: examples * num_tokens * int(match[1]),
     }
     found = _weights(program, uses)
     depth = config.num_layers
     with_states = range(2, depth + 1) if config.cross_layer else ()
-    found["cross_layer"] = sum(4.0 * examples * num_tokens * states * width for states in with_states)
+    found["cross_layer"] = sum(4.0 * examples * num_tokens * (states - 1) * width for states in with_states)
     if levels:
         pairs = sum(causal_pairs(level, config.window) for level in levels)
         found["attention"] = 4.0 * depth * width * pairs
-        found["gdpa"] = 4.0 * depth * width * 2 * summary * rows
-        found["seed_attention"] = 4.0 * (depth + 1) * width * queries * rows
+        exchanges = depth if config.interleave else 0
+        found["gdpa"] = 4.0 * exchanges * width * 2 * summary * rows
+        found["seed_attention"] = 4.0 * (exchanges + 1) * width * queries * rows
     return found
 
 

@@ -14,6 +14,7 @@ from gem_jax.checkpoint.checksums import checksums
 from gem_jax.checkpoint.errors import CheckpointError, Damage
 from gem_jax.checkpoint.fit import Fit, Report, Take, apply, check_positions, check_strictly, fit
 from gem_jax.checkpoint.manifest import Manifest, as_json
+from gem_jax.models.outputs import TRAINING_ONLY
 from gem_jax.parallel.processes import any_process
 
 type Say = Callable[[str], None]
@@ -114,7 +115,8 @@ def restore_values[P: Program](
 ) -> tuple[P, Restored]:
     """What the newest whole checkpoint knows, for who only scores: parameters and table rows, and zeros for the rest of the state.
 
-    Nothing of an optimizer is read, and the program may have another one than the run. Called by all processes.
+    Nothing of an optimizer is read, nor of parts of the model that only training needs, and the program may have another optimizer
+    than the run. Called by all processes.
 
     Args:
       checkpoints: of the run; its folder is only read.
@@ -133,7 +135,10 @@ def restore_values[P: Program](
     def choose(manifest: Manifest) -> Fit:
         programs.append(program_of(manifest))
         wanted = {n: s for n, s in programs[-1].logical_specs().items() if is_value(n)}
-        fitted = fit({n: a for n, a in manifest.arrays.items() if is_value(n)}, wanted)
+        saved = {
+            n: a for n, a in manifest.arrays.items() if is_value(n) and not n.startswith(f"dense/{TRAINING_ONLY}/")
+        }
+        fitted = fit(saved, wanted)
         check_strictly(fitted, schema_changed=False)
         return fitted
 

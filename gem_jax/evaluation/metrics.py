@@ -214,6 +214,15 @@ def calibration(sums: Sums) -> float | None:
     return sums.predicted / sums.positive if sums.num_positives > 0 else None
 
 
+@metric("true calibration", optional=True, decimals=3)
+def true_calibration(scores: Scores) -> float | None:
+    """The sum of predictions divided by the sum of the true probabilities, weighted: calibration without the luck of the labels.
+    Known for synthetic data only."""
+    if not _truth_is_known(scores):
+        return None
+    return scores.sums.predicted / (_mean(scores.true_probability, scores) * scores.sums.weight)
+
+
 @metric("log loss", streaming=True, better="lower")
 def logloss(sums: Sums) -> float | None:
     """The weighted mean of the negative natural logarithm of the probability given to what happened."""

@@ -16,7 +16,7 @@ from gem_jax.models.outputs import Outputs
 from gem_jax.nn.dense import Dense
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.interactions import CrossNetwork, MixtureCrossNetwork, flatten
-from gem_jax.nn.parameters import Names, flattened
+from gem_jax.nn.parameters import Names, flattened, joined, numbered
 from gem_jax.nn.tokens import FeatureTokens
 from gem_jax.precision.policy import Policy
 
@@ -68,17 +68,23 @@ class DCNv2Model(nnx.Module):
         # A linear map of a concatenation is the sum of one of each part; the deep part's is its MLP's last layer.
         is_parallel = config.structure == "parallel"
         self.cross_head = Dense(inputs, tasks, policy=policy, rngs=rngs) if is_parallel else None
+        deep = self.head.hidden_axis
+        of_deep = numbered("deep", deep) if isinstance(deep, int) else joined(("deep",), deep)
+        self.hidden_axis = (*of_deep, *joined(("cross",), inputs)) if is_parallel else deep
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
-        """Logits; "last": what the head reads."""
+        """Logits; "last": what the head reads; "hidden": what its last linear map does."""
         token_key, head_key = split_key(key, 2)
         x = flatten(self.tokens(batch, embedded, token_key))
         with jax.named_scope("cross_network"):
             crossed = self.cross(x)
         if self.cross_head is None:
-            return Outputs(logits=self.head(crossed, head_key), representations={"last": crossed})
-        logits = self.head(x, head_key) + self.policy.to_reduce(self.cross_head(crossed))
-        return Outputs(logits=logits, representations={"last": jnp.concatenate([x, crossed], axis=1)})
+            logits, hidden = self.head.with_hidden(crossed, head_key)
+            return Outputs(logits=logits, representations={"last": crossed, "hidden": hidden})
+        logits, hidden = self.head.with_hidden(x, head_key)
+        logits = logits + self.policy.to_reduce(self.cross_head(crossed))
+        last, hidden = (jnp.concatenate([part, crossed], axis=1) for part in (x, hidden))
+        return Outputs(logits=logits, representations={"last": last, "hidden": hidden})
 
 
 def _cross_network(

@@ -65,9 +65,10 @@ class DLRMModel(nnx.Module):
             policy=policy,
             rngs=rngs,
         )
+        self.hidden_axis = self.head.hidden_axis
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
-        """Logits; "last": the top MLP's input."""
+        """Logits; "last": the top MLP's input; "hidden": its last hidden layer."""
         token_key, head_key = split_key(key, 2)
         x = self.tokens(batch, embedded, token_key)
         bags, likeness = self.bags(batch, embedded)
@@ -77,4 +78,5 @@ class DLRMModel(nnx.Module):
             inputs.append(x[:, self.tokens.dense_index])
         inputs.append(likeness)
         last = jnp.concatenate(inputs, axis=1)
-        return Outputs(logits=self.head(last, head_key), representations={"last": last})
+        logits, hidden = self.head.with_hidden(last, head_key)
+        return Outputs(logits=logits, representations={"last": last, "hidden": hidden})

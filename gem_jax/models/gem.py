@@ -12,13 +12,7 @@ What is published, approximated or our reading:
 - published: optimised factorization machine and LCB (Wukong), gates and interleaving (InterFormer), GDPA (Kunlun), HSTU block.
 - our reading of Meta's description, which has no formula: cross-layer attention, the pyramid, heads gated by domain.
 
-What each brings on the synthetic stream: the NE of clicks of `gem_debug` is 0.8078 over three seeds, and without
-- histories 0.076 worse (0.070 to 0.080),
-- the pyramid's upper level 0.005 worse (0.000 to 0.011),
-- domain gates the same (0.007 better to 0.005 worse),
-- cross-layer attention the same (0.008 better to 0.003 worse).
-The last two are within the noise of seeds at two layers and 250 thousand examples: they are there because GEM has them, and a flag
-switches each off. (configs/results/synthetic.json)
+What each brings on the built-in stream is in README.md beside this file.
 
 Shape letters: B examples, n tokens, D width, m tokens of X_sum, N tasks.
 """
@@ -69,6 +63,8 @@ class GemConfig:
     """Hidden sizes of the factorization machine block's MLP."""
     cross_layer: bool = True
     """Attention over the states of all earlier layers; False for Wukong's plain residual."""
+    interleave: bool = True
+    """Both sides read each other's summary in every layer; False for two towers whose summaries meet before the heads only."""
     levels: tuple[Level, ...] = (Level(), Level(pool=4), Level(recent=8))
     """Levels of the pyramid, each applied to every source of events; none switches the histories off."""
     likeness: bool = True
@@ -106,8 +102,7 @@ class GemLayer(nnx.Module):
     Args:
       config: sizes.
       modules: names of the sequence modules; none leaves the layer without histories.
-      num_states: states of the tokens so far: this layer's place, from 1. Attention over a single one would return it
-        whatever its weights, so the first layer has the plain residual.
+      num_states: states of the tokens so far: this layer's place, from 1. The first layer has no earlier ones to attend to.
       policy: of the computation.
       rngs: initialises the weights.
     """
@@ -115,7 +110,7 @@ class GemLayer(nnx.Module):
     def __init__(self, config: GemConfig, modules: Names, num_states: int, *, policy: Policy, rngs: nnx.Rngs):
         width = config.embedding_dim
         make: dict[str, Any] = dict(policy=policy, rngs=rngs)
-        self.cross = Exchange(config, modules, **make) if modules else None
+        self.cross = Exchange(config, modules, **make) if modules and config.interleave else None
         tokens_in = config.tokens + (self.cross.history_tokens if self.cross is not None else ())
         self.fmb = FactorizationMachineBlock(
             tokens_in,
@@ -127,13 +122,13 @@ class GemLayer(nnx.Module):
             **make,
         )
         self.lcb = LinearCompress(tokens_in, config.tokens[config.fmb_tokens :], **make)
-        has_choice = config.cross_layer and num_states > 1
-        self.residual = CrossLayerAttention(width, config.num_heads, num_states, **make) if has_choice else None
+        has_earlier = config.cross_layer and num_states > 1
+        self.residual = CrossLayerAttention(width, config.num_heads, num_states, **make) if has_earlier else None
         self.norm = LayerNorm(width)
         self.sequences = (
             SequenceLayer(
                 width,
-                config.num_summary,
+                config.num_summary if config.interleave else 0,
                 config.num_heads,
                 modules,
                 window=config.window,
@@ -149,11 +144,12 @@ class GemLayer(nnx.Module):
     ) -> tuple[Float[Array, "B n D"], Streams | None]:
         """The next tokens and streams, from all states of the tokens so far (the newest last)."""
         fmb_key, sequence_key = split_key(key, 2)
-        both = states[-1]
-        if self.cross is not None and self.sequences is not None and streams is not None:
+        both, x_sum = states[-1], None
+        if self.cross is not None and streams is not None:
             with jax.named_scope("cross"):
                 x_sum, s_sum = self.cross(both, streams)
                 both = jnp.concatenate([both, s_sum], axis=1)
+        if self.sequences is not None and streams is not None:
             streams = self.sequences(x_sum, streams, sequence_key)
         with jax.named_scope("fmb"):
             products = self.fmb(both, fmb_key)
@@ -214,9 +210,10 @@ class GemModel(nnx.Module):
             )
         else:
             self.heads = PlainHead(features, tasks, hidden=(config.head_hidden,), dropout_rate=config.dropout, **make)
+        self.hidden_axis = self.heads.hidden_axis
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
-        """Logits; "first": the tokens before the first layer; "last": what the heads read."""
+        """Logits; "first": the tokens after the first layer; "last": what the heads read; "hidden": their hidden layer."""
         token_key, head_key, *layer_keys = split_key(key, 2 + len(self.layers))
         with jax.named_scope("tokens"):
             states = [self.norm(self.compress(self.tokens(batch, embedded, token_key)))]
@@ -232,7 +229,10 @@ class GemModel(nnx.Module):
                 tokens = jnp.concatenate([tokens, self.last(tokens, streams)[1]], axis=1)
         last = flatten(tokens)
         if isinstance(self.heads, PlainHead):
-            logits = self.heads(last, head_key)
+            logits, hidden = self.heads.with_hidden(last, head_key)
         else:
-            logits = self.heads(last, batch.domain, head_key)
-        return Outputs(logits=logits, representations={"first": flatten(states[0]), "last": last})
+            logits, hidden = self.heads.with_hidden(last, batch.domain, head_key)
+        return Outputs(
+            logits=logits,
+            representations={"first": flatten(states[min(1, len(self.layers))]), "last": last, "hidden": hidden},
+        )

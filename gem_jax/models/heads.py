@@ -31,6 +31,9 @@ class PlainHead(nnx.Module):
       dropout_rate: of the hidden layers.
       policy: of the computation.
       rngs: initialises the weights.
+
+    Attributes:
+      hidden_axis: of what `with_hidden` gives beside the logits.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class PlainHead(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.policy = policy
+        self.hidden_axis: Axis = hidden[-1] if hidden else in_features
         self.mlp = MLP(
             in_features,
             hidden,
@@ -58,8 +62,15 @@ class PlainHead(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "B D"], key: jax.Array | None = None) -> Float[Array, "B N"]:
+        return self.with_hidden(x, key)[0]
+
+    def with_hidden(
+        self, x: Float[Array, "B D"], key: jax.Array | None = None
+    ) -> tuple[Float[Array, "B N"], Float[Array, "B H"]]:
+        """The logits, and what the last linear map makes them of."""
         with jax.named_scope("heads"):
-            return self.policy.to_reduce(self.mlp(x, key))
+            hidden = self.mlp.hidden(x, key)
+            return self.policy.to_reduce(self.mlp.readout(hidden)), hidden
 
 
 class DomainGatedHeads(nnx.Module):
@@ -80,6 +91,9 @@ class DomainGatedHeads(nnx.Module):
       dropout_rate: of the hidden layer.
       policy: of the computation.
       rngs: initialises the weights.
+
+    Attributes:
+      hidden_axis: of what `with_hidden` gives beside the logits.
     """
 
     def __init__(
@@ -95,6 +109,7 @@ class DomainGatedHeads(nnx.Module):
     ):
         self.dropout_rate = dropout_rate
         self.policy = policy
+        self.hidden_axis: Axis = hidden
         he = he_normal(size_of(in_features))
         self.shared = Dense(in_features, hidden, kernel_init=he, policy=policy, rngs=rngs)
         shape = (len(domains), len(tasks))
@@ -105,6 +120,12 @@ class DomainGatedHeads(nnx.Module):
     def __call__(
         self, x: Float[Array, "B D"], domain: Int[Array, " B"], key: jax.Array | None = None
     ) -> Float[Array, "B N"]:
+        return self.with_hidden(x, domain, key)[0]
+
+    def with_hidden(
+        self, x: Float[Array, "B D"], domain: Int[Array, " B"], key: jax.Array | None = None
+    ) -> tuple[Float[Array, "B N"], Float[Array, "B H"]]:
+        """The logits, and the hidden layer that all tasks and domains share."""
         with jax.named_scope("heads"):
             hidden = dropout(checkpoint_name(jax.nn.relu(self.shared(x)), tags.ACTIVATION), self.dropout_rate, key)
             weight = self.readout[...] * 2 * jax.nn.sigmoid(self.domain_gate[...])
@@ -112,4 +133,4 @@ class DomainGatedHeads(nnx.Module):
             # logits are cheaper than a [B, N, H] copy of the weights: a few dot products an example.
             logits = self.policy.to_reduce(jnp.einsum("bh,dnh->bdn", hidden, self.policy.cast(weight)))
             one_hot = jax.nn.one_hot(domain, len(weight), dtype=self.policy.reduce_dtype)
-            return jnp.einsum("bd,bdn->bn", one_hot, logits + self.domain_bias[...])
+            return jnp.einsum("bd,bdn->bn", one_hot, logits + self.domain_bias[...]), hidden

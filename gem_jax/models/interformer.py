@@ -279,9 +279,10 @@ class InterFormerModel(nnx.Module):
             dropout_rate=config.dropout,
             **make,
         )
+        self.hidden_axis = self.head.hidden_axis
 
     def __call__(self, batch: Batch, embedded: Embedded, key: jax.Array | None = None) -> Outputs:
-        """Logits; "last": the last layer's summaries."""
+        """Logits; "last": the last layer's summaries; "hidden": the head's last hidden layer."""
         token_key, head_key, *layer_keys = split_key(key, 2 + len(self.interactions))
         with jax.named_scope("tokens"):
             x = self.tokens(batch, embedded, token_key)
@@ -305,7 +306,8 @@ class InterFormerModel(nnx.Module):
             cross = self.crosses[-1]
             summaries = [cross.features(x), *(cross.sequences[name](*events[name]) for name in events)]
         last = flatten(jnp.concatenate(summaries, axis=1))
-        return Outputs(logits=self.head(last, head_key), representations={"last": last})
+        logits, hidden = self.head.with_hidden(last, head_key)
+        return Outputs(logits=logits, representations={"last": last, "hidden": hidden})
 
     def _layer(self, i: int, x: Float[Array, "B n D"], events: dict, key: jax.Array | None):
         """The next tokens and the next rows of each source with their layout."""

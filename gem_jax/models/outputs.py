@@ -27,11 +27,13 @@ class Outputs:
       representations: name -> [B, R], vectors or further logits that objectives, transfer and serving read by name.
       parents: for each task the place of the task whose event it presupposes, or None; its logit is conditional on that event
         (ESMM). Empty where all logits are for the whole space.
+      more_logits: names of the representations that are logits of the tasks too, [B, N] for the whole space.
     """
 
     logits: Any  # of arrays, tracers or abstract shapes, as JAX rebuilds it with each
     representations: dict[str, Any] = dataclasses.field(default_factory=dict)
     parents: tuple[int | None, ...] = dataclasses.field(default=(), metadata={"static": True})
+    more_logits: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def with_base(self, base_logits: Float[Array, " N"]) -> "Outputs":
         """The outputs for the whole space, the tasks' base logits added: a model of zeros predicts the base rates.
@@ -39,8 +41,12 @@ class Outputs:
         A conditional logit c becomes logit(p q), p being its parent's probability and q = sigmoid(c + logit(its base rate / its
         parent's)).
         """
+        representations = self.representations | {
+            name: self.representations[name] + base_logits for name in self.more_logits
+        }
         if not any(parent is not None for parent in self.parents):
-            return dataclasses.replace(self, logits=self.logits + base_logits, parents=())
+            logits = self.logits + base_logits
+            return dataclasses.replace(self, logits=logits, representations=representations, parents=())
         log_rate = jax.nn.log_sigmoid(base_logits)
         log_p: dict[int, Array] = {}
 
@@ -59,7 +65,7 @@ class Outputs:
             self.logits[:, task] + base_logits[task] if parent is None else _logit(log_probability(task))
             for task, parent in enumerate(self.parents)
         ]
-        return dataclasses.replace(self, logits=jnp.stack(columns, axis=1), parents=())
+        return dataclasses.replace(self, logits=jnp.stack(columns, axis=1), representations=representations, parents=())
 
 
 _LARGEST_LOG = -1e-6
@@ -99,6 +105,24 @@ class ModelConfig(Protocol):
     def build(self, schema: Schema, *, policy: Policy, rngs: nnx.Rngs) -> Model:
         """The model with random weights."""
         ...
+
+
+TRAINING_ONLY = "training_only"
+"""The attribute of a model that holds all its parts that only training needs."""
+
+
+@runtime_checkable
+class TaughtConfig(Protocol):
+    """A model config whose model may have parts that only training needs, as its attribute `training_only`."""
+
+    def serving(self) -> ModelConfig:
+        """The model without them: all its other parameters, under the same names."""
+        ...
+
+
+def serving_model(model: ModelConfig) -> ModelConfig:
+    """What scores where nothing is trained."""
+    return serving_model(model.serving()) if isinstance(model, TaughtConfig) else model
 
 
 def table_width(model: ModelConfig, schema: Schema) -> int:

@@ -165,7 +165,7 @@ class SequenceLayer(nnx.Module):
 
     Args:
       width: D.
-      num_summary: m.
+      num_summary: m; 0 for events that are not personalised: P = RMSNorm(q).
       num_heads: H.
       modules: names of the M modules.
       window: newest rows that each row attends to, itself included; None for all earlier ones.
@@ -190,28 +190,33 @@ class SequenceLayer(nnx.Module):
         self.mask = Mask(causal=True, window=window)
         self.dropout_rate = dropout_rate
         self.policy = policy
+        self.personalises = num_summary > 0
         num_keys = 2 * num_summary
         shape, axes = (len(modules), num_summary, num_heads, num_keys), (modules, None, None, None)
-        self.w1 = parameter(normal(num_summary**-0.5), shape, rngs, decay=True, axes=axes)
-        self.w2 = parameter(normal((num_summary * num_keys) ** -0.5), shape, rngs, decay=True, axes=axes)
+        if self.personalises:
+            self.w1 = parameter(normal(num_summary**-0.5), shape, rngs, decay=True, axes=axes)
+            self.w2 = parameter(normal((num_summary * num_keys) ** -0.5), shape, rngs, decay=True, axes=axes)
         self.uvqk = GroupedDense(modules, width, 4 * width, policy=policy, rngs=rngs)
         self.out = GroupedDense(modules, width, width, use_bias=True, policy=policy, rngs=rngs)
 
-    def __call__(self, x_sum: Float[Array, "B m D"], streams: Streams, key: jax.Array | None) -> Streams:
+    def __call__(self, x_sum: Float[Array, "B m D"] | None, streams: Streams, key: jax.Array | None) -> Streams:
+        """The next streams; `x_sum` is None where events are not personalised."""
         with jax.named_scope("sequence/gdpa"):
             personal, normed = self._personalise(x_sum, streams)
         with jax.named_scope("sequence/attention"):
             return dataclasses.replace(streams, rows=self._attend(personal, normed, streams, key))
 
     def _personalise(
-        self, x_sum: Float[Array, "B m D"], streams: Streams
+        self, x_sum: Float[Array, "B m D"] | None, streams: Streams
     ) -> tuple[Float[Array, "R D"], Float[Array, "R D"]]:
         """P and LN(P)."""
+        layout = streams.layout
+        q = normed_rows(streams, self.policy)
+        if x_sum is None:
+            return sum_norms(q, jnp.zeros_like(q), layout.row_mask())
         heads = self.policy.cast(x_sum).reshape(*x_sum.shape[:2], -1, self.head_dim)
         k, v = mixed_keys(heads, cast_weight(self.w1, self.policy), cast_weight(self.w2, self.policy))
         k, v = (checkpoint_name(x, tags.PROJECTION) for x in (k, v))
-        layout = streams.layout
-        q = normed_rows(streams, self.policy)
         personal = gdpa(self._heads(q), k, v, layout.offsets, layout.lengths, max_len=layout.max_len, activation="silu")
         personal = checkpoint_name(personal, tags.ATTENTION).reshape(q.shape)
         personal, normed = sum_norms(q, personal, layout.row_mask())

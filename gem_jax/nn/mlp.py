@@ -86,9 +86,17 @@ class MLP(nnx.Module):
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "*s I"], key: jax.Array | None = None) -> Float[Array, "*s O"]:
+        return self.readout(self.hidden(x, key))
+
+    def hidden(self, x: Float[Array, "*s I"], key: jax.Array | None = None) -> Float[Array, "*s H"]:
+        """What the last hidden layer gives; the input where there is none."""
         for i, layer_key in enumerate(split_key(key, self.num_hidden)):
             x = self.layers[i](x)
             x = self.norms[i](x) if self.norms else x
             x = self.activations[i](x) if self.activations else jax.nn.relu(x)
             x = dropout(checkpoint_name(x, tags.ACTIVATION), self.dropout_rate, layer_key)
+        return x
+
+    def readout(self, x: Float[Array, "*s H"]) -> Float[Array, "*s O"]:
+        """The last layer's map of what `hidden` gives."""
         return self.layers[-1](x) if len(self.layers) > self.num_hidden else x

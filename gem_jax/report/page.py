@@ -16,6 +16,7 @@ from gem_jax.report.charts import Point, Series, interval_chart, line_chart, row
 from gem_jax.report.formats import cells, columns, format_number
 from gem_jax.report.log import read_metrics
 from gem_jax.report.style import STYLE
+from gem_jax.report.words import story
 
 MAX_POINTS = 120
 """Points of a training curve; longer logs are averaged in stretches of equal length, which also smooths them."""
@@ -93,6 +94,7 @@ def render(run_name: str, summary: dict[str, Any], metrics: list[dict[str, Any]]
     name = str(config.get("name", run_name))
     sections = [
         _tiles(result),
+        _section("In words", "", *_story(summary)),
         _section("Results", "Final evaluation, by task and domain.", _results_table(result)),
         _section("Learning curves", CURVES_NOTE, *_learning_curves(summary, metrics)),
         _section("NE by domain", DOMAINS_NOTE, *_domain_charts(result)),
@@ -150,6 +152,15 @@ def _tiles(result: dict[str, Measures]) -> str:
         lines = "".join(f"<p>{line}</p>" for line in (bayes, more) if line)
         tiles.append(f'<div class="tile"><h3>{escape(task)}</h3>{big}{lines}</div>')
     return f'<div class="columns tiles">{"".join(tiles)}</div>' if tiles else '<p class="note">No evaluation yet.</p>'
+
+
+def _story(summary: dict[str, Any]) -> list[str]:
+    """What was learnt, what is left and why; only where the truth is known."""
+    parts = []
+    for task, sentences in story(summary).items():
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+        parts.append(f"<h3>{escape(task)}</h3><ul>{items}</ul>")
+    return parts
 
 
 def _results_table(result: dict[str, Measures]) -> str:
@@ -257,7 +268,7 @@ def _y_range(curve: list[Point], must_show: list[float]) -> tuple[float, float]:
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, Any]]:
-    facts = _flatten({k: v for k, v in summary.items() if k not in ("config", "eval")})
+    facts = _flatten({k: v for k, v in summary.items() if k not in ("config", "eval", "oracle_ne")})
     return [(FACTS.get(key, key.replace("_", " ")), value) for key, value in facts]
 
 

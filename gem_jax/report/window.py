@@ -41,6 +41,7 @@ class Window:
       loss, grad_norm, learning_rate, table_overflow: scalars; the last is 1 where an exchange of rows took the slow way.
       measures: name -> scalar, the objective's; each is logged as `train/<name>`, its mean over the window.
       logits: [B, N], of the batch on the mesh.
+      representations: passed over.
     """
 
     def __init__(self, log: RunLogger, schema: Schema):
@@ -82,7 +83,8 @@ class Window:
             )
 
     def _take(self, taken: _Step, last: bool = False) -> None:
-        read = jax.device_get({name: value for name, value in taken.outputs.items() if name != "logits"})
+        of_examples = ("logits", "representations")
+        read = jax.device_get({name: value for name, value in taken.outputs.items() if name not in of_examples})
         if not math.isfinite(read["loss"]):
             raise DivergedError(f"the loss is {read['loss']} at step {taken.step}", self._culprit(taken))
         self._before = taken

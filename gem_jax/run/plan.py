@@ -64,6 +64,7 @@ class RunPlan:
         """
         devices = jax.devices() if devices is None else list(devices)
         num_parameters = _buckets(config, schema).num_parameters
+        num_slots = NUM_MOMENTS + (config.optimizer.average > 0)
         batch = device_batch(config, schema)
         limit = device_memory(config.tables.memory_gib, devices)
         activations = saved_activations(config, schema, batch)
@@ -83,12 +84,12 @@ class RunPlan:
             optimizer=table_optimizer(config.optimizer),
             store=store,
             fully_sharded=config.tables.fully_sharded,
-            dense_bytes=(2 + NUM_MOMENTS) * FLOAT_BYTES * num_parameters,
+            dense_bytes=(2 + num_slots) * FLOAT_BYTES * num_parameters,
             memory_bytes_per_device=limit,
             reserved_bytes=sum(transient.values()),
         )
         multiple = tables.replica if config.tables.fully_sharded else 1
-        share = tables.dense_bytes // (2 + NUM_MOMENTS)
+        share = tables.dense_bytes // (2 + num_slots)
         return cls(
             store=store,
             mesh=make_mesh(tables.replica, tables.shard, devices),
@@ -98,7 +99,7 @@ class RunPlan:
                 kinds={
                     "parameters": share,
                     "gradients": share,
-                    "optimizer": NUM_MOMENTS * share,
+                    "optimizer": num_slots * share,
                     "tables": max(tables.memory_bytes),
                     "gathered tables": tables.transient_bytes,
                     **transient,

@@ -31,9 +31,10 @@ from gem_jax.parallel.arrays import ArraySpec
 from gem_jax.parallel.mesh import EVERYWHERE, SHARD
 from gem_jax.parallel.sharding import shardings
 from gem_jax.run import compile_cache, named
-from gem_jax.run.memory import device_batch
+from gem_jax.run.memory import device_batch, embedded_shapes
 from gem_jax.run.plan import RunPlan
 from gem_jax.training.buckets import Buckets, Vectors
+from gem_jax.training.cost import forward_flops
 from gem_jax.training.optimizer import dense_optimizer, table_optimizer
 from gem_jax.training.state import TrainState
 from gem_jax.training.step import Parts, score, train_step
@@ -61,8 +62,14 @@ class Program:
     specs: TrainState
 
     @classmethod
-    def of(cls, config: Config, schema: Schema, plan: RunPlan) -> "Program":
+    def of(cls, config: Config, schema: Schema, plan: RunPlan, observed: tuple[str, ...] = ()) -> "Program":
         """The program of a run; nothing is allocated or compiled yet. What it will compile is kept (`run.compile_cache`).
+
+        Args:
+          config: everything about the run.
+          schema: what the data is.
+          plan: where everything lies.
+          observed: names of the model's representations that a training step returns.
 
         Raises:
           UserError: the model, the objective or the optimizer does not fit the schema.
@@ -97,6 +104,7 @@ class Program:
             optimizer=config.optimizer,
             policy=config.precision,
             is_sharded=plan.mesh.shape[SHARD] > 1,
+            observed=observed,
         )
         return cls(config=config, schema=schema, plan=plan, parts=parts, specs=specs)
 
@@ -211,7 +219,7 @@ class Program:
     @functools.cached_property
     def _train_step(self):
         scalars = ("loss", "grad_norm", "learning_rate", "table_overflow", "signals", "measures")
-        outputs = {**dict.fromkeys(scalars, P()), "logits": P(EVERYWHERE)}
+        outputs = {**dict.fromkeys(scalars, P()), **dict.fromkeys(("logits", "representations"), P(EVERYWHERE))}
         function = functools.partial(train_step, self.parts)
         return self._on_mesh(function, (P(EVERYWHERE), P(), P(EVERYWHERE)), (self.specs, outputs), donate=True)
 
@@ -292,6 +300,12 @@ class Program:
         """Numbers of dense and table parameters, without what pads them to the mesh."""
         width = table_width(self.config.model, self.schema)
         return {"dense": self.parts.buckets.num_parameters, "tables": width * sum(t.rows for t in self.schema.tables)}
+
+    def forward_flops(self) -> float:
+        """FLOPs of one example's forward pass; see `training.cost`."""
+        batch = device_batch(self.config, self.schema)
+        width = table_width(self.config.model, self.schema)
+        return forward_flops(self.parts, embedded_shapes(batch, self.schema, width), batch)
 
 
 def _version() -> str | None:

@@ -60,8 +60,8 @@ def _raw_rows(folder: pathlib.Path, data: Any, events: Mapping[str, Any] | None)
 
 
 def _check_schema(found: Schema, wanted: Schema) -> None:
-    """A model knows its features by the schema it was trained with, their order included."""
-    different = [name for name, value in vars(wanted).items() if getattr(found, name) != value]
+    """A model knows its features by the schema it was trained with, their order included; columns for training it never reads."""
+    different = [name for name, value in vars(wanted).items() if name != "training" and getattr(found, name) != value]
     if different:
         raise DataError(
             f"the source has another schema than the run: {', '.join(different)} differ; open the data with the run's `schema`"

@@ -14,6 +14,7 @@ from gem_jax.checkpoint.manifest import Manifest
 from gem_jax.config import Config, ConfigError, from_dict
 from gem_jax.data.schema import Schema
 from gem_jax.embedding.config import TablesConfig
+from gem_jax.models.outputs import serving_model
 from gem_jax.parallel.mesh import MeshConfig
 from gem_jax.run.checks import check_platform
 from gem_jax.run.plan import RunPlan
@@ -69,18 +70,21 @@ def saved_config(manifest: Manifest, classes: Sequence[type] = ()) -> Config:
 
 
 def scoring_program(config: Config, schema: Schema, devices: Iterable[jax.Device] | None) -> Program:
-    """The run's program on today's devices, with nothing that only training needs: no tables' slots, no objective of its own.
+    """The run's program on today's devices, with nothing that only training needs: no tables' slots, no objective of its own, and
+    of a model that was taught (`models.outputs.TaughtConfig`) the one that serves.
 
     Raises:
       UserError: the model does not fit the devices' memory, or cannot run on them.
     """
     check_platform(config)
     to_score = config.replace(
+        model=serving_model(config.model),
         mesh=MeshConfig(),
         tables=TablesConfig(),
         objective=MultiTaskConfig(),
         optimizer=OptimizerConfig(table_optimizer="sgd"),  # keeps nothing beside a table's rows
     )
+    schema = schema.replace(training=())
     return Program.of(to_score, schema, RunPlan.of(to_score, schema, devices))
 
 

@@ -2,17 +2,22 @@
 
 Adam with decoupled weight decay on what is marked for it (`gem_jax.nn.parameters`). Embedding tables have optimizers of their own:
 `gem_jax.embedding.row_optimizers`.
+
+With `average` the parameters of a run are the running mean of those that learn (Polyak and Juditsky 1992, exponential), and the
+optimizer keeps how far the learning ones lead. Who evaluates, saves, scores or starts from a run takes the mean and need not know.
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gem_jax.embedding.row_optimizers import RowOptimizer, TableOptimizer, row_optimizer
 from gem_jax.errors import UserError
-from gem_jax.training.buckets import Bucket, Buckets
+from gem_jax.training.buckets import Bucket, Buckets, Vectors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,8 @@ class OptimizerConfig:
     """Fraction of the run over which the learning rates rise linearly from 0."""
     final: float = 0.05
     """Learning rate at the end, as a fraction of the peak; falls along a half cosine."""
+    average: float = 0.0
+    """Decay, a step, of the running mean of dense parameters that a run evaluates and keeps, e.g. 0.98; 0 keeps the last ones."""
 
     def __post_init__(self):
         for name in ("learning_rate", "table_learning_rate", "clip_norm"):
@@ -53,7 +60,7 @@ class OptimizerConfig:
         for name in ("weight_decay", "table_init_std", "table_init_accumulator", "table_l2", "final"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name}={getattr(self, name)} must not be negative")
-        for name in ("beta1", "beta2", "warmup"):
+        for name in ("beta1", "beta2", "warmup", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optimizer.{name}={getattr(self, name)} is a fraction; it must lie in [0, 1)")
         for group, rate in self.group_rates.items():
@@ -101,7 +108,51 @@ def dense_optimizer(config: OptimizerConfig, buckets: Buckets) -> optax.Gradient
             )
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2)
     decays = {name: bucket.decay for name, bucket in buckets.buckets.items()}
-    return optax.chain(adam, optax.add_decayed_weights(config.weight_decay, mask=decays))
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
+    return optax.chain(adam, decay, _KEEP_LEAD) if config.average else optax.chain(adam, decay)
+
+
+class Lead(NamedTuple):
+    """What averaging adds to the optimizer's state, its last part.
+
+    Attributes:
+      lead: bucket -> float32 [P], the learning parameters less their running mean.
+    """
+
+    lead: Vectors
+
+
+_KEEP_LEAD = optax.GradientTransformation(
+    lambda params: Lead(jax.tree.map(jnp.zeros_like, params)), lambda updates, state, params=None: (updates, state)
+)
+
+
+def learning(config: OptimizerConfig, dense: Vectors, dense_opt: Any) -> Vectors:
+    """The parameters that learn, of a state that keeps their running mean."""
+    return {name: w + dense_opt[-1].lead[name] for name, w in dense.items()} if config.average else dense
+
+
+def averaged(
+    config: OptimizerConfig, step: Int[Array, ""], mean: Vectors, learning: Vectors, dense_opt: Any
+) -> tuple[Vectors, Any]:
+    """What a state keeps of the parameters after a step: their running mean, and the optimizer's state with the lead.
+
+    mean' = d mean + (1 - d) learning with d = min(average, step / (step + 1)): over all steps at first, so that nothing of the
+    initial values stays.
+
+    Args:
+      config: with `average`; without, what learns is kept.
+      step: taken before this one.
+      mean: bucket -> float32 [P], before the step.
+      learning: after it.
+      dense_opt: the optimizer's state after it, with the lead before it.
+    """
+    if not config.average:
+        return learning, dense_opt
+    decay = jnp.minimum(config.average, step / (step + 1.0))
+    mean = {name: w + decay * (mean[name] - w) for name, w in learning.items()}
+    lead = {name: w - mean[name] for name, w in learning.items()}
+    return mean, (*dense_opt[:-1], Lead(lead))
 
 
 def group_rate(config: OptimizerConfig, bucket: Bucket) -> float:

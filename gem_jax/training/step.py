@@ -24,7 +24,15 @@ from gem_jax.precision.remat import regather
 from gem_jax.precision.tags import GATHERED
 from gem_jax.training.buckets import Buckets, Vectors
 from gem_jax.training.objective import Objective
-from gem_jax.training.optimizer import OptimizerConfig, clip_factor, dense_optimizer, group_rate, schedule
+from gem_jax.training.optimizer import (
+    OptimizerConfig,
+    averaged,
+    clip_factor,
+    dense_optimizer,
+    group_rate,
+    learning,
+    schedule,
+)
 from gem_jax.training.state import TrainState
 
 
@@ -40,6 +48,7 @@ class Parts:
       optimizer: how.
       policy: the model's precision.
       is_sharded: whether dense parameters are cut over several devices, and so gathered for each pass.
+      observed: names of the model's representations that a training step returns.
     """
 
     graph: nnx.GraphDef
@@ -49,6 +58,7 @@ class Parts:
     optimizer: OptimizerConfig
     policy: Policy
     is_sharded: bool
+    observed: tuple[str, ...] = ()
 
 
 def forward(parts: Parts, dense: nnx.State, embedded: Embedded, batch: Batch, key: jax.Array | None) -> Outputs:
@@ -71,7 +81,8 @@ def train_step(
     Returns:
       The new state, and: loss [] of the whole batch, grad_norm [] (dense, before clipping), learning_rate [], table_overflow [] (1
       where ids took the slower way, see `embedding.exchange`), measures (the objective's, by name, divided by the weight of all
-      examples), signals [K] summed over the devices, and logits [B, N] of this device.
+      examples), signals [K] summed over the devices, logits [B, N] of this device, and representations (the observed ones, by name,
+      [B, R]); logits and representations are those of the state given, which has not seen the batch.
     """
     embedded, ticket = parts.tables.lookup(state.tables, batch)
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), collectives.device_index())
@@ -80,14 +91,15 @@ def train_step(
     def loss_of(shares: Vectors, embedded: Embedded):
         outputs = forward(parts, gather(parts, shares), embedded, batch, key).with_base(state.base_logits)
         loss, measures = parts.objective(outputs, batch)
-        return loss / total_weight, (outputs.logits, measures)
+        observed = {name: outputs.representations[name] for name in parts.observed}
+        return loss / total_weight, (outputs.logits, measures, observed)
 
     if parts.is_sharded:
         loss_of = regather(loss_of)
     # The gradient stops at the looked-up rows: nothing of the tables' size is ever made.
-    (loss, (logits, measures)), (dense_grads, row_grads) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
-        state.dense, embedded
-    )
+    grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+    learned = learning(parts.optimizer, state.dense, state.dense_opt)
+    (loss, (logits, measures, observed)), (dense_grads, row_grads) = grad(learned, embedded)
     rate = schedule(parts.optimizer, progress)
     dense, dense_opt, norm = update_dense(parts, state, dense_grads, rate)
     tables = parts.tables.update(
@@ -102,23 +114,25 @@ def train_step(
         "measures": {name: collectives.sum_everywhere(value) / total_weight for name, value in measures.items()},
         "signals": collectives.sum_everywhere(signals[0]),
         "logits": logits,
+        "representations": observed,
     }
 
 
 def update_dense(
     parts: Parts, state: TrainState, grads: Vectors, rate: Float[Array, ""]
 ) -> tuple[Vectors, Any, Float[Array, ""]]:
-    """The dense parameters and their optimizer's state after a step, and the gradients' global norm before clipping."""
+    """The dense parameters to keep and their optimizer's state after a step, and the gradients' global norm before clipping."""
     config = parts.optimizer
     # Joined once: XLA otherwise joins a bucket's hundred gradients anew inside the sum of its squares, at a twentieth of the speed.
     grads = jax.lax.optimization_barrier(collectives.sum_over_replicas(grads))
     norm = collectives.global_norm(grads)
     clip = clip_factor(config, norm)
     optimizer = dense_optimizer(config, parts.buckets)
-    updates, dense_opt = optimizer.update(jax.tree.map(lambda g: g * clip, grads), state.dense_opt, state.dense)
+    weights = learning(config, state.dense, state.dense_opt)
+    updates, dense_opt = optimizer.update(jax.tree.map(lambda g: g * clip, grads), state.dense_opt, weights)
     rates = {name: config.learning_rate * group_rate(config, b) * rate for name, b in parts.buckets.buckets.items()}
-    dense = {name: w - rates[name] * updates[name] for name, w in state.dense.items()}
-    return dense, dense_opt, norm
+    weights = {name: w - rates[name] * updates[name] for name, w in weights.items()}
+    return *averaged(config, state.step, state.dense, weights, dense_opt), norm
 
 
 def score(parts: Parts, state: TrainState, batch: Batch) -> Outputs:

@@ -66,3 +66,8 @@ def drawing_table(weights: np.ndarray) -> np.ndarray:
     cumulative = np.cumsum(weights, axis=-1) / np.sum(weights, axis=-1, keepdims=True)
     bytes_ = (np.arange(256) + 0.5) / 256
     return (bytes_[:, None] > cumulative[..., None, :-1]).sum(axis=-1).astype(np.int32)
+
+
+def log_uniform(uniform: np.ndarray, size: int) -> np.ndarray:
+    """Ranks in [0, size) with P(k) = log_{size+1}((k+2)/(k+1)), which falls like 1/k: Zipf's law with exponent 1."""
+    return np.minimum((size + 1.0) ** uniform, size).astype(np.int64) - 1

@@ -1,44 +1,52 @@
 """The synthetic stream as a `Source`: its config, its schema, and reading."""
 
 import dataclasses
+import threading
+from collections.abc import Callable
 
 import numpy as np
 
-from gem_jax.data.batch import Examples, Histories
+from gem_jax.data.batch import Examples
+from gem_jax.data.columns import empty_examples, join_examples, take_examples
 from gem_jax.data.identity import digest
-from gem_jax.data.schema import Categorical, Dense, Schema, Sequence, Table, Task, Vector
+from gem_jax.data.schema import Categorical, Dense, Role, Schema, Sequence, Table, Task, TrainingColumn, Vector
 from gem_jax.data.source import Splits
-from gem_jax.data.synthetic import hashing
-from gem_jax.data.synthetic import population as pop
-from gem_jax.data.synthetic import truth as truth_
-from gem_jax.data.synthetic.schedule import DAY_S, ROUND_S, Schedule, num_rounds, num_users
+from gem_jax.data.synthetic import laws
+from gem_jax.data.synthetic.clock import FIRST_SLAB, LIFE_SLABS, SLAB_S, num_slabs, num_users, slab_size
+from gem_jax.data.synthetic.head import ACTIONS, Head
+from gem_jax.data.synthetic.inventory import Inventory, num_ads
+from gem_jax.data.synthetic.people import MAX_INTERESTS
+from gem_jax.data.synthetic.tape import Place, Tape, joined
 from gem_jax.errors import UserError
 
-STREAM_VERSION = 1
+STREAM_VERSION = 2
 """Part of the data's identity: raise it with every change of the rules that changes an example."""
-
-ACTIONS = ("seen", "clicked", "converted")
-"""What an impression in a history led to, as far as it is known at the example's time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """A stream of ads impressions whose true click and conversion probabilities are known."""
+    """A stream of ads impressions, in order of time, whose true click and conversion probabilities are known."""
 
     seed: int = 0
-    """Every seed is another world, with other users, ads and tastes."""
+    """Every seed is another world, with other laws, users and ads."""
     train_examples: int = 400_000
     """The first examples in time."""
     test_examples: int = 50_000
     """The examples after them."""
-    active_users: int = 6_400
-    """Users at any time; each stays 30 days and is followed by a new one."""
+    active_users: int = 2_400
+    """Users at any time; each stays 60 days and is followed by a new one. They see 9.8 impressions in four days on average."""
     active_ads: int = 480
-    """Ads running at any time, a multiple of 16 (the categories); each runs 25 days and is followed by a new one."""
-    organic_max_len: int = 32
-    """Newest organic events that an example shows, at least 8."""
-    impressions_max_len: int = 24
-    """Newest earlier impressions that an example shows, at least 8."""
+    """Ads running at any time, a multiple of 24 (the categories); one runs a week (median) and is followed by a new one."""
+    organic_max_len: int = 64
+    """Newest organic events that an example shows."""
+    impressions_max_len: int = 32
+    """Newest earlier impressions that an example shows."""
+    organic_intensity: int = 1
+    """Multiplies organic events: at 1 the most active users have up to 900 of them, at 12 up to 10,800."""
+    read_days: float = 45.0
+    """Labels are what had been reported this many days after the impression: 0 is at once, from 44 on they are final."""
+    crosses: int = 64
+    """Products of up to six features in the click's logarithmic odds: more of them are more to learn, and cost time."""
 
     def __post_init__(self):
         if self.train_examples < 1 or self.test_examples < 1:
@@ -47,271 +55,184 @@ class SyntheticConfig:
             )
         if self.active_users < 20:
             raise UserError(f"active_users={self.active_users} is too few; use at least 20")
-        if self.active_ads < pop.NUM_CATEGORIES or self.active_ads % pop.NUM_CATEGORIES:
-            raise UserError(f"active_ads={self.active_ads} must be a positive multiple of {pop.NUM_CATEGORIES}")
-        if self.organic_max_len < truth_.MATCH_EVENTS:
-            raise UserError(f"organic_max_len={self.organic_max_len} must be at least {truth_.MATCH_EVENTS}")
-        if self.impressions_max_len < truth_.FATIGUE_IMPRESSIONS:
-            raise UserError(
-                f"impressions_max_len={self.impressions_max_len} must be at least {truth_.FATIGUE_IMPRESSIONS}"
-            )
+        if self.active_ads < laws.CATEGORIES or self.active_ads % laws.CATEGORIES:
+            raise UserError(f"active_ads={self.active_ads} must be a positive multiple of {laws.CATEGORIES}")
+        for name in ("organic_max_len", "impressions_max_len", "organic_intensity", "crosses"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.read_days >= 0:
+            raise UserError(f"read_days={self.read_days} must not be negative")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative")
 
     def schema(self) -> Schema:
         """The stream's schema, in closed form: no user and no ad is made."""
-        rounds = num_rounds(self.active_users, self.train_examples + self.test_examples)
-        return _schema(self, num_users(self.active_users, rounds), pop.num_ads(self.active_ads, rounds * ROUND_S))
+        slabs = num_slabs(self.active_users, self.train_examples + self.test_examples)
+        users = num_users(self.active_users, slabs)
+        return _schema(self, users, num_ads(self.seed, self.active_ads, slabs * SLAB_S))
 
     def build(self) -> Splits:
         """The stream's two parts: train = examples [0, train_examples), test = the `test_examples` after them."""
-        world = World(self)
+        stream = Stream(self)
         return Splits(
-            train=SyntheticSource(world, first=0, length=self.train_examples),
-            test=SyntheticSource(world, first=self.train_examples, length=self.test_examples),
+            train=SyntheticSource(stream, first=0, length=self.train_examples),
+            test=SyntheticSource(stream, first=self.train_examples, length=self.test_examples),
         )
 
 
-class World:
-    """Schedule, population and truth of one config: tables of size O(users + ads), nothing per example."""
-
-    def __init__(self, config: SyntheticConfig):
-        self.config = config
-        self.schedule = Schedule(config.seed, config.active_users, config.train_examples + config.test_examples)
-        self.population = pop.Population(config.seed, self.schedule, config.active_ads)
-        self.truth = truth_.Truth(config.seed, self.population)
-        self.keys = {what: hashing.stream(config.seed, what) for what in ("click", "conversion", "delay")}
-        self.schema = config.schema()
+def _one(name: str, role: Role, table: str | None = None) -> Categorical:
+    return Categorical(name=name, table=table or name, role=role)
 
 
-def _schema(config: SyntheticConfig, num_users: int, num_ads: int) -> Schema:
-    def one(name, role, table=None):
-        return Categorical(name=name, table=table or name, role=role)
-
+def _schema(config: SyntheticConfig, users: int, ads: int) -> Schema:
     sizes = {
-        "user": num_users,
-        "ad": num_ads,
-        "category": pop.NUM_CATEGORIES,
-        "advertiser": pop.NUM_CATEGORIES * pop.ADVERTISERS_PER_CATEGORY,
-        "age": pop.NUM_AGES,
-        "country": pop.NUM_COUNTRIES,
-        "device": len(pop.DEVICES),
+        "user": users,
+        "ad": ads,
+        "category": laws.CATEGORIES,
+        "advertiser": laws.ADVERTISERS,
+        "style": laws.STYLES,
+        "format": len(laws.FORMATS),
+        "goal": len(laws.GOALS),
+        "price": len(laws.PRICES),
+        "signal": len(laws.SIGNALS),
+        "surface": len(laws.SURFACES),
+        "age": laws.AGES,
+        "country": laws.COUNTRIES,
+        "language": laws.LANGUAGES,
+        "device": len(laws.DEVICES),
         "hour": 24,
-        "goal": len(pop.GOALS),
-        "format": len(pop.FORMATS),
-        "signal": len(pop.SIGNALS),
-        "surface": len(pop.SURFACES),
         "action": len(ACTIONS),
-        "organic_action": len(pop.ORGANIC_ACTIONS),
+        "organic_action": len(laws.ORGANIC_ACTIONS),
+        "response": len(laws.RESPONSES),
     }
-    seen = ("ad", "category", "advertiser", "format", "surface", "action")
+    organic = (
+        _one("topic", "event", "category"),
+        _one("action", "event", "organic_action"),
+        *(_one(name, "event") for name in ("style", "response", "surface")),
+    )
+    seen = ("ad", "category", "advertiser", "format", "surface", "action", "price")
     return Schema(
         tables=tuple(Table(name=name, rows=rows) for name, rows in sizes.items()),
         categoricals=(
-            *(one(name, "user") for name in ("user", "age", "country")),
-            Categorical(name="interests", table="category", role="user", max_ids=pop.NUM_INTERESTS),
-            *(one(name, "context") for name in ("hour", "device")),
-            *(one(name, "ad") for name in ("ad", "category", "advertiser")),
-            one("goal", "goal"),
-            one("format", "format"),
-            one("signal", "measurement"),
-            one("surface", "surface"),
+            *(_one(name, "user") for name in ("user", "age", "country", "language")),
+            Categorical(name="interests", table="category", role="user", max_ids=MAX_INTERESTS),
+            *(_one(name, "context") for name in ("hour", "device")),
+            *(_one(name, "ad") for name in ("ad", "category", "advertiser", "style", "price")),
+            _one("goal", "goal"),
+            _one("format", "format"),
+            _one("signal", "measurement"),
+            _one("surface", "surface"),
         ),
         dense=(
             Dense(name="log_account_age", role="user"),
             Dense(name="log_ad_age", role="ad"),
-            Dense(name="price", role="ad"),
+            Dense(name="price_level", role="ad"),
         ),
-        vectors=(Vector(name="image", dim=pop.IMAGE_DIM, role="ad"),),
+        vectors=(Vector(name="image", dim=laws.IMAGE_DIM, role="ad"),),
         sequences=(
-            Sequence(
-                name="organic",
-                attributes=(
-                    one("topic", "event", "category"),
-                    one("action", "event", "organic_action"),
-                    one("surface", "event"),
-                ),
-                max_len=config.organic_max_len,
-            ),
+            Sequence(name="organic", attributes=organic, max_len=config.organic_max_len),
             Sequence(
                 name="impressions",
-                attributes=tuple(one(name, "event") for name in seen),
+                attributes=tuple(_one(name, "event") for name in seen),
                 max_len=config.impressions_max_len,
             ),
         ),
         tasks=(Task(name="click"), Task(name="conversion")),
-        domains=pop.SURFACES,
+        domains=laws.SURFACES,
+        training=(TrainingColumn(name="maturity"), TrainingColumn(name="conversion_final")),
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Window:
-    """The newest impressions of n users and their outcomes, flat over those that exist; the example's own is each last.
+class Stream:
+    """Laws, ads and tape of one config, shared by the parts of the stream."""
 
-    Attributes:
-      row: which example an impression belongs to, ascending.
-      lengths: [n], impressions per example.
-      impressions: who saw what, when and where.
-      clicked: float32, 1 if it was clicked.
-      reported: float32, 1 if its conversion counts.
-      reported_s: the time from which that is known.
-      click_probability: the truth behind `clicked`.
-      conversion_probability: the truth behind `reported`; NaN without a measurement signal.
-    """
+    def __init__(self, config: SyntheticConfig):
+        self.config, self.schema = config, config.schema()
+        slabs = num_slabs(config.active_users, config.train_examples + config.test_examples)
+        self.laws = laws.Laws(config.seed, config.crosses)
+        end_s = (slabs + 2 * LIFE_SLABS) * SLAB_S  # a block's lives are made whole
+        self.ads = Inventory(config.seed, config.active_ads, end_s, self.laws)
+        self.tape = Tape(
+            seed=config.seed,
+            seats=config.active_users,
+            intensity=config.organic_intensity,
+            slabs=slabs,
+            world=self.laws,
+            ads=self.ads,
+        )
+        self._head = Head(config.seed, self.schema, self.tape, self.ads, config.read_days)
+        self._slab_size = slab_size(config.active_users)
+        self._lock = threading.Lock()  # reading may make lives, and puts them where others lay
 
-    row: np.ndarray
-    lengths: np.ndarray
-    impressions: truth_.Impressions
-    clicked: np.ndarray
-    reported: np.ndarray
-    reported_s: np.ndarray
-    click_probability: np.ndarray
-    conversion_probability: np.ndarray
+    def read(self, index: np.ndarray) -> Examples:
+        """Examples of the stream, int64 [n]."""
+        if not len(index):
+            return empty_examples(self.schema)
+        parts, positions = self._each(index, self._head.show)
+        return parts[0] if len(parts) == 1 else take_examples(join_examples(parts), np.argsort(positions))
+
+    def oracle(self, index: np.ndarray) -> np.ndarray:
+        """Probability of a click of one who knows the intent, float32 [n]."""
+        if not len(index):
+            return np.zeros(0, np.float32)
+        parts, positions = self._each(index, lambda _, place: self.tape.impressions["oracle"][place.impression])
+        return np.concatenate(parts)[np.argsort(positions)]
+
+    def _each[T](self, index: np.ndarray, show: Callable[[np.ndarray, Place], T]) -> tuple[list[T], np.ndarray]:
+        """What `show` makes of the examples, of as many slabs at a time as the tape holds, and which examples these are."""
+        slab, position = np.divmod(index, self._slab_size)
+        slab += FIRST_SLAB
+        parts, positions = [], []
+        with self._lock:
+            for run in self.tape.runs(np.unique(slab)):
+                chosen = [np.flatnonzero(slab == s) for s in run]
+                places = [self.tape.locate(int(s), position[k]) for s, k in zip(run, chosen, strict=True)]
+                whole = np.concatenate(chosen)
+                order = np.argsort(whole)
+                positions.append(whole[order])
+                parts.append(show(index[positions[-1]], joined(places, order)))
+        return parts, np.concatenate(positions)
 
 
 class SyntheticSource:
     """A range of the stream; see `Source`.
 
     An example's id is its number in the stream, so training and test ids do not meet; its time counts the stream's own seconds,
-    which begin `USER_ROUNDS` rounds before example 0.
+    which begin 56 days before example 0.
 
     Args:
-      world: shared by the parts of a stream.
+      stream: shared by the parts.
       first: the stream's example at which this part starts.
       length: examples in this part.
     """
 
-    def __init__(self, world: World, first: int, length: int):
-        self.world, self.first, self.length = world, first, length
-        self.schema = world.schema
+    def __init__(self, stream: Stream, first: int, length: int):
+        self.stream, self.first, self.length = stream, first, length
+        self.schema = stream.schema
 
     def __len__(self) -> int:
         return self.length
 
     def identity(self) -> str:
         """Digest of what determines the examples: an example does not depend on the stream's length."""
-        fields = dataclasses.asdict(self.world.config)
+        fields = dataclasses.asdict(self.stream.config)
         del fields["train_examples"], fields["test_examples"]
         return digest("synthetic", STREAM_VERSION, fields, self.first, self.length)
 
     def read(self, indices: np.ndarray) -> Examples:
-        """Examples at `indices` (int64 [n]).
+        """Examples at `indices` (int64 [n]); `true_probability` is that of one who knows the laws and all that a user did before.
 
         Raises:
           IndexError: an index is outside `[0, len(self))`.
         """
+        return self.stream.read(self._in_stream(indices))
+
+    def oracle(self, indices: np.ndarray) -> np.ndarray:
+        """Probability of a click of one who also knows the hidden intent, float32 [n]; arguments and errors as of `read`."""
+        return self.stream.oracle(self._in_stream(indices))
+
+    def _in_stream(self, indices: np.ndarray) -> np.ndarray:
         indices = np.asarray(indices, np.int64)
         if indices.size and not (0 <= indices.min() and indices.max() < self.length):
             raise IndexError(f"indices {indices.min()} to {indices.max()} are not all in [0, {self.length})")
-        index = indices + self.first + self.world.schedule.first_index
-        window = self._window(index)
-        own = np.cumsum(window.lengths) - 1
-        x = window.impressions.at(own)
-        labels = np.stack([window.clicked[own], window.reported[own]], axis=1)
-        labels[np.isnan(window.conversion_probability[own]), 1] = np.nan
-        return Examples(
-            ids=self._ids(x),
-            dense=self._dense(x),
-            vectors={"image": self.world.population.ads.image[x.ad]},
-            sequences={"organic": self._organic(x), "impressions": self._impressions(window, x.time_s)},
-            labels=labels.astype(np.float32),
-            domain=x.surface.astype(np.int32),
-            weight=np.ones(len(index), np.float32),
-            user=x.user,
-            example_id=indices + self.first,
-            time_s=x.time_s,
-            true_probability=np.stack(
-                [window.click_probability[own], window.conversion_probability[own]], axis=1
-            ).astype(np.float32),
-        )
-
-    def _ids(self, x: truth_.Impressions) -> dict[str, np.ndarray]:
-        users, ads = self.world.population.users, self.world.population.ads
-        ids = {"user": x.user, "hour": x.time_s % DAY_S // 3600, "device": x.device, "ad": x.ad, "surface": x.surface}
-        ids |= {name: getattr(users, name)[x.user] for name in ("age", "country", "interests")}
-        ids |= {name: getattr(ads, name)[x.ad] for name in ("category", "advertiser", "goal", "format", "signal")}
-        return {name: (a if a.ndim == 2 else a[:, None]).astype(np.int32) for name, a in ids.items()}
-
-    def _dense(self, x: truth_.Impressions) -> np.ndarray:
-        users, ads = self.world.population.users, self.world.population.ads
-        account_age = np.log1p(truth_.age_days(x.time_s, users.joined_s[x.user])) - 2.0
-        ad_age = np.log1p(truth_.age_days(x.time_s, ads.launched_s[x.ad])) - 2.0
-        return np.stack([account_age, ad_age, ads.price[x.ad]], axis=1).astype(np.float32)
-
-    def _window(self, index: np.ndarray) -> _Window:
-        """The impressions that examples show; those before them are made too, for the fatigue of the oldest."""
-        world, ads = self.world, self.world.population.ads
-        past = truth_.FATIGUE_IMPRESSIONS
-        seat, _, _ = world.schedule.locate(index)
-        previous_nk = world.schedule.previous(index, seat, past + world.config.impressions_max_len)
-        index_nk = np.concatenate([previous_nk, index[:, None]], axis=1)
-        exists = index_nk >= 0
-        _, user, time_s = world.schedule.locate(index_nk[exists])
-        ad, surface, device = world.population.serve(index_nk[exists], user, time_s)
-        ad_nk, advertiser_nk = np.full((2, *index_nk.shape), -1)
-        ad_nk[exists], advertiser_nk[exists] = ad, ads.advertiser[ad]
-        fatigue = truth_.fatigue(ad_nk, advertiser_nk)[exists[:, past:]]
-
-        shown = np.broadcast_to(np.arange(exists.shape[1]) >= past, exists.shape)[exists]
-        user, ad, surface, device, time_s = (a[shown] for a in (user, ad, surface, device, time_s))
-        match = self._match(user, ads.category[ad], time_s)
-        x = truth_.Impressions(
-            user=user, ad=ad, surface=surface, device=device, time_s=time_s, match=match, fatigue=fatigue
-        )
-        return self._outcomes(index_nk[exists][shown], x, exists[:, past:].sum(axis=1))
-
-    def _outcomes(self, index: np.ndarray, x: truth_.Impressions, lengths: np.ndarray) -> _Window:
-        truth, keys = self.world.truth, self.world.keys
-        click, conversion = truth.click(x), truth.conversion_given_click(x)
-        clicked = hashing.uniform(keys["click"], index) < click
-        reported = clicked & (hashing.uniform(keys["conversion"], index) < conversion)
-        return _Window(
-            row=np.repeat(np.arange(len(lengths)), lengths),
-            lengths=lengths,
-            impressions=x,
-            clicked=clicked.astype(np.float32),
-            reported=reported.astype(np.float32),
-            reported_s=x.time_s + truth.delay_s(x, hashing.uniform(keys["delay"], index)),
-            click_probability=click,
-            conversion_probability=click * conversion,
-        )
-
-    def _match(self, user: np.ndarray, category: np.ndarray, time_s: np.ndarray) -> np.ndarray:
-        newest = self.world.population.last_organic(user, time_s)
-        number = newest[:, None] - np.arange(truth_.MATCH_EVENTS)
-        events = self.world.population.organic(user[:, None], np.maximum(number, 0))
-        return truth_.interest_match(events.topic, events.action, number >= 0, category)
-
-    def _organic(self, x: truth_.Impressions) -> Histories:
-        newest = self.world.population.last_organic(x.user, x.time_s)
-        number = newest[:, None] + np.arange(1 - self.world.config.organic_max_len, 1)
-        exists = number >= 0
-        user, number = x.user[:, None], np.maximum(number, 0)
-        events = self.world.population.organic(user, number)
-        surface = self.world.population.organic_surface(user, number)
-        ids = {"topic": events.topic, "action": events.action, "surface": surface}
-        return Histories(
-            ids={name: a[exists].astype(np.int32) for name, a in ids.items()},
-            age_s=(x.time_s[:, None] - events.time_s)[exists].astype(np.int32),
-            lengths=exists.sum(axis=1).astype(np.int32),
-        )
-
-    def _impressions(self, window: _Window, now_s: np.ndarray) -> Histories:
-        own = np.zeros(len(window.row), bool)
-        own[np.cumsum(window.lengths) - 1] = True
-        row, x, ads = window.row[~own], window.impressions, self.world.population.ads
-        ad, surface = x.ad[~own], x.surface[~own]
-        converted = (window.reported[~own] > 0) & (window.reported_s[~own] <= now_s[row])
-        ids = {
-            "ad": ad,
-            "category": ads.category[ad],
-            "advertiser": ads.advertiser[ad],
-            "format": ads.format[ad],
-            "surface": surface,
-            "action": window.clicked[~own] + converted,
-        }
-        return Histories(
-            ids={name: a.astype(np.int32) for name, a in ids.items()},
-            age_s=(now_s[row] - x.time_s[~own]).astype(np.int32),
-            lengths=(window.lengths - 1).astype(np.int32),
-        )
+        return indices + self.first

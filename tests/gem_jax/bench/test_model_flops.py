@@ -66,7 +66,14 @@ def full_batch(program: Program):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"cross_layer": False}, {"levels": ()}, {"domain_gates": False}, {"num_layers": 1, "num_summary": 2}],
+    [
+        {},
+        {"cross_layer": False},
+        {"interleave": False},
+        {"levels": ()},
+        {"domain_gates": False},
+        {"num_layers": 1, "num_summary": 2},
+    ],
 )
 def test_gem_by_formula_and_by_count(change, monkeypatch):
     """XLA's attention computes the whole square, so here the formula counts it too."""

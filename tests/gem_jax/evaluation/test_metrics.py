@@ -60,6 +60,7 @@ def expected_measures(z, y, w, user, true_p) -> dict:
         "auc": roc_auc_score(y, z, sample_weight=w),
         "gauc": np.average(aucs, weights=user_weights),
         "calibration": (w * p).sum() / (w * y).sum(),
+        "true_calibration": (w * p).sum() / (w * true_p).sum(),
         "base_rate": base,
         "num_examples": len(y),
         "num_positives": y.sum(),
@@ -86,7 +87,18 @@ def test_every_metric_by_task_and_domain(weighted):
 
 def test_empty_domain_and_no_update_are_none_not_nan():
     expected = {"num_examples": 0, "num_positives": 0} | dict.fromkeys(
-        ("ne", "bayes_ne", "regret_ne", "closed", "auc", "gauc", "calibration", "logloss", "base_rate")
+        (
+            "ne",
+            "bayes_ne",
+            "regret_ne",
+            "closed",
+            "auc",
+            "gauc",
+            "calibration",
+            "true_calibration",
+            "logloss",
+            "base_rate",
+        )
     )
     expected["standard_error"] = dict.fromkeys(("ne", "regret_ne", "auc", "gauc"))
     assert evaluate(random_batch(1, 50))["click"]["by_domain"]["empty"] == expected

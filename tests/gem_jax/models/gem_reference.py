@@ -91,10 +91,10 @@ def history_summary(module, x_sum, streams):
 
 
 def personalised(module, i, x_sum, history):
-    """P = RMSNorm(q + silu(q K^T / sqrt(K)) V), q = LN(S)."""
+    """P = RMSNorm(q + silu(q K^T / sqrt(K)) V), q = LN(S); RMSNorm(q) where nothing personalises."""
     q = ref.layer_norm(history)
     out = np.zeros_like(q)
-    for h in range(q.shape[1] // module.head_dim):
+    for h in range(q.shape[1] // module.head_dim if x_sum is not None else 0):
         span = slice(h * module.head_dim, (h + 1) * module.head_dim)
         k, v = (f64(w)[i, :, h].T @ x_sum[:, span] for w in (module.w1, module.w2))
         out[:, span] = ref.silu(q[:, span] @ k.T / np.sqrt(module.head_dim)) @ v
@@ -123,17 +123,21 @@ def sequence_layer(module, x_sum, streams, *, longest, window=None):
 
 
 def cross_layer(module, states):
-    """Each token over its own states, oldest first: [n, D]."""
+    """Each token's last state and what it takes of its earlier ones; states oldest first: [n, D]."""
     size = module.head_dim
-    x = np.stack(states)
-    normed = ref.rms_norm(x, module.norm)
-    q, k = ref.linear(module.query, normed[-1]), ref.linear(module.key, normed)
-    mixed = np.zeros_like(x[-1])
+    x = np.stack(states[:-1])
+    q, k = (
+        ref.linear(module.query, ref.rms_norm(states[-1], module.norm)),
+        ref.linear(module.key, ref.rms_norm(x, module.norm)),
+    )
+    mixed = np.array(states[-1])
     for token in range(x.shape[1]):
         for h in range(module.num_heads):
             span = slice(h * size, (h + 1) * size)
-            scores = k[:, token, span] @ q[token, span] / np.sqrt(size) + f64(module.bias)[h]
-            mixed[token, span] = ref.softmax(scores) @ x[:, token, span]
+            scores = k[:, token, span] @ q[token, span] / np.sqrt(size)
+            mixed[token, span] += (f64(module.static)[h] + f64(module.attended)[h] * ref.silu(scores)) @ x[
+                :, token, span
+            ]
     return mixed
 
 
@@ -151,9 +155,11 @@ def cross(module, x, streams):
 def gem_layer(module, states, streams, **options):
     """The next tokens and streams."""
     both = states[-1]
+    x_sum = None
     if module.cross is not None:
         x_sum, s_sum = cross(module.cross, both, streams)
         both = np.concatenate([both, s_sum])
+    if module.sequences is not None:
         streams = sequence_layer(module.sequences, x_sum, streams, **options)
     residual = states[-1] if module.residual is None else cross_layer(module.residual, states)
     mixed = np.concatenate([fmb(module.fmb, both), compress(module.lcb, both)])

@@ -29,7 +29,7 @@ DATA = SyntheticConfig(
     train_examples=NUM_STEPS * GLOBAL_BATCH,
     test_examples=8,
     active_users=40,
-    active_ads=16,
+    active_ads=24,
     organic_max_len=8,
     impressions_max_len=8,
 )

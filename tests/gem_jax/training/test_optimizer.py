@@ -7,7 +7,15 @@ import pytest
 
 from gem_jax.errors import UserError
 from gem_jax.training.buckets import Bucket, Buckets
-from gem_jax.training.optimizer import OptimizerConfig, clip_factor, dense_optimizer, group_rate, schedule
+from gem_jax.training.optimizer import (
+    OptimizerConfig,
+    averaged,
+    clip_factor,
+    dense_optimizer,
+    group_rate,
+    learning,
+    schedule,
+)
 
 EPS = np.finfo(np.float32).eps
 
@@ -95,6 +103,38 @@ def test_dense_optimizer_matches_adamw(clip_norm):
         params = {name: params[name] - np.float32(0.1) * np.asarray(updates[name]) for name in sizes}
 
 
+def test_what_is_kept_is_the_running_mean_and_what_learns_is_not_moved_by_it():
+    rng = np.random.default_rng(1)
+    config = OptimizerConfig(average=0.6)
+    sizes = {"tokens:decay": 7, "layers/0:decay": 5}
+    mean = {name: jnp.float32(rng.normal(size=size)) for name, size in sizes.items()}
+    optimizer = dense_optimizer(config, buckets_of(mean))
+    state = optimizer.init(jax.tree.map(jnp.zeros_like, mean))  # as a program makes it, before there are values
+    expected = {name: np.asarray(w, np.float64) for name, w in mean.items()}
+    plain = dict(expected)
+    for step in range(6):
+        weights = learning(config, mean, state)
+        for name in sizes:
+            np.testing.assert_allclose(weights[name], plain[name], rtol=8 * EPS, atol=8 * EPS)
+        updates, state = optimizer.update(
+            {name: jnp.float32(rng.normal(size=size)) for name, size in sizes.items()}, state, weights
+        )
+        weights = {name: w - np.float32(0.1) * updates[name] for name, w in weights.items()}
+        mean, state = averaged(config, jnp.int32(step), mean, weights, state)
+        decay = min(0.6, step / (step + 1))  # the first step replaces the initial values
+        for name in sizes:
+            plain[name] = np.asarray(weights[name], np.float64)
+            expected[name] = decay * expected[name] + (1 - decay) * plain[name]
+            np.testing.assert_allclose(mean[name], expected[name], rtol=40 * EPS, atol=40 * EPS)
+
+
+def test_without_averaging_what_learns_is_kept():
+    config, weights = OptimizerConfig(), {"tokens:decay": jnp.ones(1)}
+    state = dense_optimizer(config, buckets_of(weights)).init(weights)
+    assert learning(config, weights, state) is weights
+    assert averaged(config, jnp.int32(3), weights, weights, state) == (weights, state)
+
+
 def test_only_the_decay_vectors_decay():
     params = {"head:decay": np.float32([2.0]), "head:no_decay": np.float32([2.0])}
     optimizer = dense_optimizer(OptimizerConfig(weight_decay=0.5), buckets_of(params))
@@ -111,6 +151,7 @@ def test_only_the_decay_vectors_decay():
         (dict(clip_norm=0.0), "optimizer.clip_norm=0.0 must be positive"),
         (dict(warmup=1.0), r"optimizer.warmup=1.0 is a fraction; it must lie in \[0, 1\)"),
         (dict(beta2=1.0), "optimizer.beta2=1.0 is a fraction"),
+        (dict(average=1.0), "optimizer.average=1.0 is a fraction"),
         (dict(learning_rate=float("nan")), "optimizer.learning_rate=nan must be positive"),
         (dict(weight_decay=float("nan")), "optimizer.weight_decay=nan must not be negative"),
         (dict(group_rates={"adapter": -1.0}), "optimizer.group_rates.adapter=-1.0 must not be negative"),
