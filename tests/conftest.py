@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Triton compiles the source of its kernels, which a wrapper around them would hide.
-KERNEL_SOURCES = ("triton_kernels", "triton_short_kernels")
+KERNEL_SOURCES = tuple(f"triton_{name}kernels" for name in ("", "short_", "in_one_", "dense_", "gate_"))
 KERNEL_FILES = [p for p in (ROOT / "pallas_kernels").rglob("*.py") if p.stem not in ("__init__", *KERNEL_SOURCES)]
 KERNELS = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in KERNEL_FILES]
 

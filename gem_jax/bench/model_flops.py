@@ -14,6 +14,7 @@ import numpy as np
 
 from gem_jax.data.batch import Batch
 from gem_jax.models.gem import GemConfig, Level
+from gem_jax.models.hstu import HSTUConfig
 from gem_jax.run.program import Program
 
 TRAINING = 3
@@ -77,7 +78,25 @@ def _gem(program: Program, batch: Batch) -> dict[str, float]:
     return found
 
 
-FORMULAS: dict[type, Callable[[Program, Batch], dict[str, float]]] = {GemConfig: _gem}
+def _hstu(program: Program, batch: Batch) -> dict[str, float]:
+    config = program.config.model
+    assert isinstance(config, HSTUConfig)
+    examples = float((batch.weight > 0).sum())
+    lengths = {s.name: batch.sequences[s.name].lengths.astype(np.int64) for s in program.schema.sequences}
+    # The candidate is one more row of each history, which sees all of it and itself.
+    rows = sum(lengths.values()) + (batch.weight > 0)
+    uses: dict[str, float | Callable[[re.Match], float]] = {
+        r"(tokens|candidate|item|head)/.*kernel": examples,
+        r"history/encoders/([^/]+)/.*kernel": lambda match: float(lengths[match[1]].sum()),
+        r"blocks/\d+/(uvqk|out)/kernel": float(rows.sum()),
+    }
+    found = _weights(program, uses)
+    inner = config.num_heads * config.head_dim
+    found["attention"] = 4.0 * config.num_layers * inner * causal_pairs(rows, None)
+    return found
+
+
+FORMULAS: dict[type, Callable[[Program, Batch], dict[str, float]]] = {GemConfig: _gem, HSTUConfig: _hstu}
 """Config of a model -> its formula."""
 
 
@@ -103,6 +122,6 @@ def _weights(program: Program, uses: dict[str, float | Callable[[re.Match], floa
         assert len(fitting) == 1, f"no formula, or several, for the products with '{member.path}'"
         match, count = fitting[0]
         vectors = count(match) if callable(count) else count
-        part = re.sub(r"^layers/\d+/|/?(kernel|weight)$", "", member.path).split("/")[0]
+        part = re.sub(r"^(layers|blocks)/\d+/|/?(kernel|weight)$", "", member.path).split("/")[0]
         found[part] = found.get(part, 0.0) + 2.0 * math.prod(member.shape) * vectors
     return found

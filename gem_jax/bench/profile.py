@@ -52,9 +52,16 @@ def by_scope(times: dict[str, float], hlo: str) -> dict[str, float]:
     return _sums(times, lambda operation: scope(names.get(operation, "")))
 
 
-def by_kind(times: dict[str, float]) -> dict[str, float]:
-    """The times by kind of operation, the longest first."""
-    return _sums(times, lambda name: next((kind for kind, words in KINDS if re.search(words, name)), "elementwise"))
+def by_kind(times: dict[str, float], hlo: str = "") -> dict[str, float]:
+    """The times by kind of operation, the longest first; `hlo` knows which custom calls are products."""
+    products = set(re.findall(r'^\s*(?:ROOT )?%?([\w.-]+) = .*custom_call_target="__cu(?:blas|dnn)', hlo, re.MULTILINE))
+
+    def kind(name: str) -> str:
+        return (
+            "matmul" if name in products else next((k for k, words in KINDS if re.search(words, name)), "elementwise")
+        )
+
+    return _sums(times, kind)
 
 
 def scope(op_name: str) -> str:

@@ -70,6 +70,10 @@ class Started:
         self._lap("first_step")
         self.phases["total"] = time.perf_counter() - began
 
+    def recompile(self, options: dict[str, str]) -> None:
+        """Takes steps by a program compiled with other options of XLA's from here on."""
+        self.compiled = self.program.lower().compile(compiler_options=options)
+
     def step(self, batch: Batch) -> jax.Array:
         """Takes a step and returns its loss, which need not be there yet."""
         self.state, outputs = self.compiled(self.state, batch, np.float32(0.5), self._signals)

@@ -14,6 +14,7 @@ H heads, K head dim, J keys of the personalisation.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +22,26 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from gem_jax.data.batch import Batch
+from gem_jax.data.batch import START_ALIGNMENT, Batch
 from gem_jax.data.schema import Schema
 from gem_jax.embedding.tables import Embedded
 from gem_jax.errors import UserError
 from gem_jax.nn.attention import head_dim
 from gem_jax.nn.candidate import Likeness
-from gem_jax.nn.dense import GroupedDense, cast_weight, einsum
+from gem_jax.nn.dense import GroupedDense, cast_weight
 from gem_jax.nn.dropout import dropout
 from gem_jax.nn.events import EventEncoder
 from gem_jax.nn.initializers import normal
-from gem_jax.nn.jagged import Layout, pool, recent, take_recent
-from gem_jax.nn.norms import LayerNorm, RMSNorm
+from gem_jax.nn.jagged import Layout, pool, recent, round_up, take_recent
+from gem_jax.nn.norms import LayerNorm
 from gem_jax.nn.parameters import Names, joined, numbered, parameter
 from gem_jax.precision import tags
 from gem_jax.precision.policy import Policy
-from pallas_kernels.jagged_attention import Mask, gdpa, jagged_attention, seed_attention
+from pallas_kernels.fused_rows import mixed_keys, row_norm, sum_norms
+from pallas_kernels.jagged_attention import Mask, gated_attention, gdpa, seed_attention_pair
+
+MAX_BLOCK = 2048
+"""Rows of a block of a module's rows at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class Streams:
     Attributes:
       rows: [R, D].
       layout: of the M x B histories, module by module.
-      row_counts: packed rows of each module, static, adding up to R.
+      row_counts: packed rows of each module, static, adding up to R; multiples of one block (`_block`).
     """
 
     rows: Array
@@ -79,7 +84,9 @@ class Streams:
     @classmethod
     def of(cls, modules: list[tuple[Array, Layout]]) -> "Streams":
         """Several modules' rows with their layouts, joined."""
-        row_counts = tuple(len(rows) for rows, _ in modules)
+        counts = [len(rows) for rows, _ in modules]
+        block = _block(min(counts))
+        row_counts = tuple(round_up(count, block) for count in counts)
         total = sum(row_counts)
         offsets, start = [], 0
         for (_, layout), count in zip(modules, row_counts, strict=True):
@@ -91,7 +98,19 @@ class Streams:
             total,
             max(layout.max_len for _, layout in modules),
         )
-        return cls(rows=jnp.concatenate([rows for rows, _ in modules]), layout=layout, row_counts=row_counts)
+        rows = [jnp.pad(x, ((0, count - len(x)), (0, 0))) for (x, _), count in zip(modules, row_counts, strict=True)]
+        return cls(rows=jnp.concatenate(rows), layout=layout, row_counts=row_counts)
+
+
+def _block(rows: int) -> int:
+    """Of how many rows a module's should be a multiple, so that products of all modules run as one (`grouped_product`): few enough
+    to pad the smallest module by an eighth at most, many enough that copies of the weights are little beside the rows."""
+    return min(MAX_BLOCK, max(START_ALIGNMENT, 2 ** int(math.log2(max(rows // 8, 1)))))
+
+
+def normed_rows(streams: Streams, policy: Policy) -> Float[Array, "R D"]:
+    """LN(S) without scale and bias, which personalisation and summary both read; 0 in padding rows, whatever they held."""
+    return checkpoint_name(row_norm(policy.cast(streams.rows), streams.layout.row_mask()), tags.NORM)
 
 
 class Pyramid(nnx.Module):
@@ -177,49 +196,45 @@ class SequenceLayer(nnx.Module):
         if self.personalises:
             self.w1 = parameter(normal(num_summary**-0.5), shape, rngs, decay=True, axes=axes)
             self.w2 = parameter(normal((num_summary * num_keys) ** -0.5), shape, rngs, decay=True, axes=axes)
-        self.norm = LayerNorm(width, affine=False)
-        self.norm_personal = RMSNorm(width, affine=False)
         self.uvqk = GroupedDense(modules, width, 4 * width, policy=policy, rngs=rngs)
         self.out = GroupedDense(modules, width, width, use_bias=True, policy=policy, rngs=rngs)
 
     def __call__(self, x_sum: Float[Array, "B m D"] | None, streams: Streams, key: jax.Array | None) -> Streams:
         """The next streams; `x_sum` is None where events are not personalised."""
         with jax.named_scope("sequence/gdpa"):
-            personal = self._personalise(x_sum, streams)
+            personal, normed = self._personalise(x_sum, streams)
         with jax.named_scope("sequence/attention"):
-            return dataclasses.replace(streams, rows=self._attend(personal, streams, key))
+            return dataclasses.replace(streams, rows=self._attend(personal, normed, streams, key))
 
-    def _personalise(self, x_sum: Float[Array, "B m D"] | None, streams: Streams) -> Float[Array, "R D"]:
+    def _personalise(
+        self, x_sum: Float[Array, "B m D"] | None, streams: Streams
+    ) -> tuple[Float[Array, "R D"], Float[Array, "R D"]]:
+        """P and LN(P)."""
         layout = streams.layout
-        # Zeroed first: through the norm, a NaN in a padding row would become that row's gradient.
-        q = self.norm(self.policy.cast(layout.clear_padding(streams.rows)))
+        q = normed_rows(streams, self.policy)
         if x_sum is None:
-            return layout.clear_padding(self.norm_personal(q))
+            return sum_norms(q, jnp.zeros_like(q), layout.row_mask())
         heads = self.policy.cast(x_sum).reshape(*x_sum.shape[:2], -1, self.head_dim)
-        k, v = (
-            einsum("bmhk,gmhj->gbjhk", heads, w, self.policy).reshape(-1, w.shape[-1], *heads.shape[2:])
-            for w in (self.w1, self.w2)
-        )
+        k, v = mixed_keys(heads, cast_weight(self.w1, self.policy), cast_weight(self.w2, self.policy))
+        k, v = (checkpoint_name(x, tags.PROJECTION) for x in (k, v))
         personal = gdpa(self._heads(q), k, v, layout.offsets, layout.lengths, max_len=layout.max_len, activation="silu")
-        personal = checkpoint_name(personal, tags.ATTENTION)
-        return layout.clear_padding(self.norm_personal(q + personal.reshape(q.shape)))
+        personal = checkpoint_name(personal, tags.ATTENTION).reshape(q.shape)
+        personal, normed = sum_norms(q, personal, layout.row_mask())
+        return checkpoint_name(personal, tags.NORM), checkpoint_name(normed, tags.NORM)
 
-    def _attend(self, x: Float[Array, "R D"], streams: Streams, key: jax.Array | None) -> Float[Array, "R D"]:
+    def _attend(
+        self, x: Float[Array, "R D"], normed: Float[Array, "R D"], streams: Streams, key: jax.Array | None
+    ) -> Float[Array, "R D"]:
         layout = streams.layout
-        uvqk = checkpoint_name(jax.nn.silu(self.uvqk.rows(self.norm(x), streams.row_counts)), tags.ACTIVATION)
-        u, v, q, k = jnp.split(uvqk, 4, axis=-1)
-        attended = jagged_attention(
-            self._heads(q),
-            self._heads(k),
-            self._heads(v),
+        uvqk = self.uvqk.rows(normed, streams.row_counts)
+        gated = gated_attention(
+            uvqk.reshape(len(x), 4, -1, self.head_dim),
             layout.offsets,
             layout.lengths,
             max_len=layout.max_len,
-            kind="silu",
             mask=self.mask,
         )
-        attended = checkpoint_name(attended, tags.ATTENTION)
-        gated = dropout(u * self.norm(attended.reshape(x.shape)), self.dropout_rate, key)
+        gated = dropout(checkpoint_name(gated, tags.ACTIVATION), self.dropout_rate, key)
         return layout.clear_padding(self.out.rows(gated, streams.row_counts) + x)
 
     def _heads(self, x: Float[Array, "R D"]) -> Float[Array, "R H K"]:
@@ -278,12 +293,11 @@ class HistorySummary(nnx.Module):
         """All modules' tokens, module by module; seeds and targets of an empty history are 0."""
         batch, _, width = x_sum.shape
         layout = streams.layout
-        x = self.norm(layout.clear_padding(streams.rows))
-        k, v = jnp.split(self.kv.rows(x, streams.row_counts), 2, axis=-1)
-        pooled = seed_attention(
+        x = normed_rows(streams, self.policy)
+        kv = self.kv.rows(x, streams.row_counts).reshape(len(x), 2, -1, self.head_dim)
+        pooled = seed_attention_pair(
             self._queries(x_sum),
-            k.reshape(len(x), -1, self.head_dim),
-            v.reshape(len(x), -1, self.head_dim),
+            kv,
             layout.offsets,
             layout.lengths,
             max_len=layout.max_len,

@@ -20,7 +20,7 @@ from gem_jax.embedding.tables import Embedded
 from gem_jax.errors import UserError
 from gem_jax.models.heads import PlainHead
 from gem_jax.models.outputs import Outputs
-from gem_jax.nn.dense import einsum
+from gem_jax.nn.dense import cast_weight, mixed_tokens
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.initializers import lecun_normal
 from gem_jax.nn.interactions import LinearCompress, flatten
@@ -72,8 +72,9 @@ class FactorizationMachineBlock(nnx.Module):
         if self.y is None:
             products = jnp.einsum("bnd,bmd->bnm", x, x)
         else:
-            projected = einsum("bnd,nk->bdk", x, self.y, self.policy)
-            products = jnp.einsum("bnd,bdk->bnk", x, projected)
+            projected = mixed_tokens(self.policy.cast(x), cast_weight(self.y, self.policy))
+            projected = checkpoint_name(projected, tags.PROJECTION)
+            products = jnp.einsum("bnd,bkd->bnk", x, projected)
         products = checkpoint_name(products, tags.INTERACTION)
         return self.mlp(self.norm(flatten(products)), key).reshape(len(x), self.tokens_out, -1)
 

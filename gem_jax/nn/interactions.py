@@ -13,7 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from gem_jax.nn.dense import Dense, GroupedDense, einsum
+from gem_jax.nn.dense import Dense, GroupedDense, cast_weight, mixed_tokens
 from gem_jax.nn.dropout import split_key
 from gem_jax.nn.initializers import lecun_normal
 from gem_jax.nn.mlp import MLP
@@ -112,7 +112,9 @@ class LinearCompress(nnx.Module):
         self.policy = policy
 
     def __call__(self, x: Float[Array, "B n D"]) -> Float[Array, "B m D"]:
-        return einsum("bnd,nm->bmd", x, self.weight, self.policy)
+        return checkpoint_name(
+            mixed_tokens(self.policy.cast(x), cast_weight(self.weight, self.policy)), tags.PROJECTION
+        )
 
 
 def flatten(x: Float[Array, "B n D"]) -> Float[Array, "B F"]:

@@ -202,9 +202,11 @@ def take_recent(x: Float[Array, "T D"], layout: Layout, n: int) -> tuple[Float[A
 
 
 def pooled_rows(num_examples: int, num_rows: int, max_len: int, stride: int) -> int:
-    """Rows that `pool` allots, enough for any lengths: a history of l events needs less than l / stride + 8."""
+    """Rows that `pool` allots, enough for any lengths: a history of r packed rows needs at most 8 + (r - 8) / stride."""
+    num_histories = min(num_examples, num_rows // START_ALIGNMENT)
+    spare = num_rows - num_histories * START_ALIGNMENT
     by_longest = num_examples * round_up(-(-max_len // stride))
-    return min(by_longest, round_up(num_rows // stride) + num_examples * START_ALIGNMENT)
+    return min(by_longest, num_histories * START_ALIGNMENT + round_up(-(-spare // stride)))
 
 
 def pool(x: Float[Array, "T D"], layout: Layout, stride: int) -> tuple[Float[Array, "R D"], Layout]:

@@ -123,7 +123,8 @@ def update_dense(
 ) -> tuple[Vectors, Any, Float[Array, ""]]:
     """The dense parameters to keep and their optimizer's state after a step, and the gradients' global norm before clipping."""
     config = parts.optimizer
-    grads = collectives.sum_over_replicas(grads)
+    # Joined once: XLA otherwise joins a bucket's hundred gradients anew inside the sum of its squares, at a twentieth of the speed.
+    grads = jax.lax.optimization_barrier(collectives.sum_over_replicas(grads))
     norm = collectives.global_norm(grads)
     clip = clip_factor(config, norm)
     optimizer = dense_optimizer(config, parts.buckets)

@@ -76,7 +76,7 @@ def jagged_attention(
     """
     _check_kind("kind", kind, ("silu", "softmax"))
     _check_self(q, k, v)
-    starts, lengths = _layout(offsets, lengths, q.shape[0], max_len)
+    starts, lengths = layout(offsets, lengths, q.shape[0], max_len)
     if num_targets is not None:
         num_targets = _targets(num_targets, lengths)
     if bias is not None:
@@ -121,7 +121,7 @@ def gdpa(
       ValueError, NotImplementedError: as in `jagged_attention`.
     """
     _check_kind("activation", activation, KINDS)
-    starts, lengths = _layout(offsets, lengths, q.shape[0], max_len)
+    starts, lengths = layout(offsets, lengths, q.shape[0], max_len)
     if k.shape != v.shape or k.ndim != 4 or k.shape[2:] != q.shape[1:]:
         raise ValueError(
             f"gdpa needs k and v of one shape [B, J, H, K] with q's H and K, got k {k.shape}, v {v.shape}, q {q.shape}."
@@ -164,7 +164,7 @@ def seed_attention(
       ValueError, NotImplementedError: as in `jagged_attention`.
     """
     _check_kind("kind", kind, ("silu", "softmax"))
-    starts, lengths = _layout(offsets, lengths, k.shape[0], max_len)
+    starts, lengths = layout(offsets, lengths, k.shape[0], max_len)
     if q.ndim == 3:
         q = jnp.broadcast_to(q, (starts.shape[0], *q.shape))
     if q.ndim != 4:
@@ -177,6 +177,45 @@ def seed_attention(
     request = Request(q.dtype, q.shape[-1], scale, max(max_len, q.shape[1]))
     run = _backend("seed_attention", request, implementation)
     return run(q, k, v, starts, lengths, max_len=max_len, kind=kind, scale=scale)
+
+
+def seed_attention_pair(
+    q: Array,
+    kv: Array,
+    offsets: Array | np.ndarray,
+    lengths: Array | np.ndarray | None = None,
+    *,
+    max_len: int,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """`seed_attention` (softmax) with keys and values in one array, as one product with the weights gives them.
+
+    Args:
+      q: [B, n, H, K] seeds.
+      kv: [T, 2, Hkv, K], keys and values of each row.
+      offsets, lengths, max_len, scale, implementation: as in `seed_attention`.
+
+    Returns:
+      o: [B, n, H, K].
+
+    Raises:
+      ValueError, NotImplementedError: as in `jagged_attention`.
+    """
+    if kv.ndim != 4 or kv.shape[1] != 2 or q.ndim != 4:
+        raise ValueError(f"seed_attention_pair needs q [B, n, H, K] and kv [T, 2, Hkv, K], got {q.shape}, {kv.shape}.")
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    request = Request(q.dtype, q.shape[-1], scale, max(max_len, q.shape[1]))
+    chosen = dispatch.choose("seed_attention", backends.BACKENDS, request, implementation)
+    if chosen.name != "triton_short" or q.size == 0 or kv.shape[0] == 0:
+        k, v = kv[:, 0], kv[:, 1]
+        return seed_attention(q, k, v, offsets, lengths, max_len=max_len, scale=scale, implementation=chosen.name)
+    starts, lengths = layout(offsets, lengths, kv.shape[0], max_len)
+    _per_sequence("q", q, starts.shape[0])
+    _check_heads(q, kv[:, 0], kv[:, 1])
+    run = chosen.load().seed_attention_pair
+    rows = kv.reshape(kv.shape[0], -1, kv.shape[-1])
+    return run(q, rows, starts, lengths, max_len=max_len, kind="softmax", scale=scale)
 
 
 def _backend(operation: str, request: Request, implementation: str | None):
@@ -237,7 +276,7 @@ def _targets(num_targets, lengths):
     return jnp.clip(num_targets, 0, lengths)
 
 
-def _layout(offsets, lengths, num_rows, max_len):
+def layout(offsets, lengths, num_rows, max_len):
     """Checked (starts, lengths), int32 [B]; values are checked only where they are concrete."""
     if offsets.ndim != 1 or offsets.shape[0] < 1 or not jnp.issubdtype(offsets.dtype, jnp.integer):
         raise ValueError(

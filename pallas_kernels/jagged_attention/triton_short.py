@@ -2,7 +2,7 @@
 
 Where histories have some dozens of rows, a tile a history is mostly empty, and a list of tiles costs more than the
 attention. Here row n of the packed array is in tile n // rows whatever its history, and a tile walks the few others that
-its rows' histories lie in: there is no list, only what each row sees (`_spans`, `_reach`). Every mask, kind and cross form;
+its rows' histories lie in: there is no list, only what each row sees (`spans`, `reach`). Every mask, kind and cross form;
 right for long histories too, where other backends are faster. Kernels are in `triton_short_kernels`; jax-triton launches
 them. Both packages are imported on first use.
 """
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.jagged_attention import triton_dense
 from pallas_kernels.jagged_attention.mask import key_bounds
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
 from pallas_kernels.jagged_attention.triton_problem import Settings, operations
@@ -31,8 +32,19 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-def launches(head_size: int, dtype: Any) -> tuple[Launch, Launch]:
-    """(forward, backward) launches."""
+class Places(NamedTuple):
+    """Where q, k and v lie: heads a row of the array that holds each, and its first; `active`: as numbers before SiLU."""
+
+    q_all: int
+    q_base: int
+    k_all: int
+    k_base: int
+    v_base: int
+    active: bool = False
+
+
+def launches(head_size: int, dtype: Any, *, own: bool = True) -> tuple[Launch, Launch]:
+    """(forward, backward) launches; `own` where queries and keys are the same rows."""
     size = head_size * jnp.dtype(dtype).itemsize // 2
     if size <= 64:
         return Launch(64, 16, 4, 2), Launch(64, 16, 4, 1)
@@ -41,7 +53,7 @@ def launches(head_size: int, dtype: Any) -> tuple[Launch, Launch]:
     return Launch(32, 16, 4, 1), Launch(32, 16, 4, 1)
 
 
-def _spans(layout: Layout, settings: Settings, q_rows: int, kv_rows: int):
+def spans(layout: Layout, settings: Settings, q_rows: int, kv_rows: int):
     """int32 [2 or 4, Tq]: which key rows each query sees; see `triton_short_kernels`."""
     sequence, position, valid = sequence_of_rows(layout.q_start, layout.q_length, q_rows)
     start, history = layout.kv_start[sequence], layout.history[sequence]
@@ -57,7 +69,7 @@ def _spans(layout: Layout, settings: Settings, q_rows: int, kv_rows: int):
     return jnp.stack([jnp.where(valid, x, none) for x, none in zip(ends, nothing, strict=False)]).astype(jnp.int32)
 
 
-def _reach(layout: Layout, settings: Settings, q_rows: int, kv_rows: int):
+def reach(layout: Layout, settings: Settings, q_rows: int, kv_rows: int):
     """int32 [2, Tk]: between which query rows those lie that may see a key; see `triton_short_kernels`."""
     sequence, position, valid = sequence_of_rows(layout.kv_start, layout.kv_length, kv_rows)
     length = layout.q_length[sequence]
@@ -74,14 +86,10 @@ def is_causal(settings: Settings) -> bool:
     return settings.mask is not None and settings.mask.causal and not settings.mask.prefix
 
 
-def static_arguments(q, k, settings: Settings, launch: Launch) -> dict[str, Any]:
-    """What the kernels are compiled for."""
-    exact = q.dtype == jnp.float32
+def static_arguments(dtype, size: int, settings: Settings, launch: Launch, places: Places) -> dict[str, Any]:
+    """What the kernels are compiled for, beside numbers of rows and heads."""
+    exact = dtype == jnp.float32
     return dict(
-        q_rows=q.shape[0],
-        kv_rows=k.shape[0],
-        heads=q.shape[1],
-        kv_heads=k.shape[1],
         scale=settings.scale,
         factor=1.0 / settings.divide_by,
         KIND=settings.kind,
@@ -91,27 +99,70 @@ def static_arguments(q, k, settings: Settings, launch: Launch) -> dict[str, Any]
         PREFIX=bool(settings.mask is not None and settings.mask.prefix),
         EXACT=exact,
         DOT="tf32x3" if exact else "tf32",
-        D=q.shape[2],
-        WIDE=1 << (q.shape[2] - 1).bit_length(),
+        D=size,
+        WIDE=1 << (size - 1).bit_length(),
         ROWS=launch.rows,
         STEP=launch.step,
+        Q_ALL=places.q_all,
+        Q_BASE=places.q_base,
+        K_ALL=places.k_all,
+        K_BASE=places.k_base,
+        V_BASE=places.v_base,
+        ACTIVE=places.active,
     )
 
 
-def _call(kernel_name, arguments, out_shape, q, k, settings, programs, launch):
+class Call(NamedTuple):
+    """One call's static sizes: rows and heads of queries and of keys, the size of a head, and where they lie."""
+
+    q_rows: int
+    kv_rows: int
+    heads: int
+    kv_heads: int
+    size: int
+    dtype: Any
+    places: Places
+
+
+def _call(kernel_name: str, arguments: tuple, out_shape: tuple, call: Call, settings: Settings, **options):
     import jax_triton
 
-    from pallas_kernels.jagged_attention import triton_short_kernels
+    from pallas_kernels.jagged_attention import triton_in_one_kernels, triton_short_kernels
 
+    kernels = triton_short_kernels if kernel_name in ("forward", "backward") else triton_in_one_kernels
+    is_backward = kernel_name != "forward"
+    launch = launches(call.size, call.dtype, own=settings.mask is not None)[is_backward]
+    heads, rows = (call.kv_heads, max(call.q_rows, call.kv_rows)) if is_backward else (call.heads, call.q_rows)
+    tiles = -(-rows // launch.rows) * (2 if kernel_name == "backward_in_one" else 1)
     return jax_triton.triton_call(
         *arguments,
-        kernel=getattr(triton_short_kernels, kernel_name),
+        kernel=getattr(kernels, kernel_name),
         out_shape=out_shape,
-        grid=programs,
+        grid=(heads, tiles),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
-        **static_arguments(q, k, settings, launch),
+        q_rows=call.q_rows,
+        kv_rows=call.kv_rows,
+        heads=call.heads,
+        kv_heads=call.kv_heads,
+        **static_arguments(call.dtype, call.size, settings, launch, call.places),
+        **options,
     )
+
+
+def forward(q, k, v, spans, reach, call: Call, settings: Settings):
+    """o [Tq, H, K], and for softmax the logarithms of the denominators, float32 [H, Tq]."""
+    out = jax.ShapeDtypeStruct((call.q_rows, call.heads, call.size), call.dtype)
+    sums = (call.heads, call.q_rows) if settings.kind == "softmax" else (1,)
+    shapes = out, jax.ShapeDtypeStruct(sums, jnp.float32)
+    return _call("forward", (q, k, v, spans, reach), shapes, call, settings)
+
+
+def backward_in_one(x, grad, spans, reach, into, call: Call, settings: Settings):
+    """The gradient of an array that holds q, k and v: `into`, written over where they lie."""
+    arguments = (x, grad, jnp.zeros(1, jnp.float32), spans, reach, into)
+    shapes = (jax.ShapeDtypeStruct(x.shape, x.dtype),)
+    return _call("backward_in_one", arguments, shapes, call, settings, input_output_aliases={5: 0})[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -120,31 +171,91 @@ def _attend(q, k, v, layout, settings):
 
 
 def _forward(q, k, v, layout, settings):
-    launch = launches(q.shape[2], q.dtype)[0]
-    rows = q.shape[0], k.shape[0]
-    tables = _spans(layout, settings, *rows), _reach(layout, settings, *rows)
-    softmax = settings.kind == "softmax"
-    shapes = _like(q), jax.ShapeDtypeStruct(q.shape[1::-1] if softmax else (1,), jnp.float32)
-    programs = q.shape[1], -(-q.shape[0] // launch.rows)
-    out, log_sum = _call("forward", (q, k, v, *tables), shapes, q, k, settings, programs, launch)
-    return out, (q, k, v, layout, out if softmax else None, log_sum)
+    tables = _tables(layout, settings, q.shape[0], k.shape[0])
+    out, log_sum = forward(q, k, v, *tables, _apart(q, k), settings)
+    return out, (q, k, v, layout, out if settings.kind == "softmax" else None, log_sum)
 
 
 def _backward(settings, saved, grad):
     q, k, v, layout, out, log_sum = saved
-    launch = launches(q.shape[2], q.dtype)[1]
-    rows = q.shape[0], k.shape[0]
-    tables = _spans(layout, settings, *rows), _reach(layout, settings, *rows)
+    tables = _tables(layout, settings, q.shape[0], k.shape[0])
     arguments = (q, k, v, grad, grad if out is None else out, log_sum, *tables)
-    programs = k.shape[1], -(-max(rows) // launch.rows)
-    shapes = _like(q), _like(k), _like(v)
-    gradients = _call("backward", arguments, shapes, q, k, settings, programs, launch)
-    return *gradients, jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), layout)
+    gradients = _call("backward", arguments, (_like(q), _like(k), _like(v)), _apart(q, k), settings)
+    return *gradients, _no_gradient(layout)
+
+
+def _apart(q, k) -> Call:
+    places = Places(q_all=q.shape[1], q_base=0, k_all=k.shape[1], k_base=0, v_base=0)
+    return Call(q.shape[0], k.shape[0], q.shape[1], k.shape[1], q.shape[2], q.dtype, places)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend_pair(q, kv, layout, settings):
+    return _forward_pair(q, kv, layout, settings)[0]
+
+
+def _forward_pair(q, kv, layout, settings):
+    tables = _tables(layout, settings, q.shape[0], kv.shape[0])
+    out, log_sum = forward(q, kv, kv, *tables, _pair(q, kv), settings)
+    return out, (q, kv, layout, out if settings.kind == "softmax" else None, log_sum)
+
+
+def _backward_pair(settings, saved, grad):
+    q, kv, layout, out, log_sum = saved
+    tables = _tables(layout, settings, q.shape[0], kv.shape[0])
+    arguments = (q, kv, grad, grad if out is None else out, log_sum, *tables)
+    gradients = _call("backward_pair", arguments, (_like(q), _like(kv)), _pair(q, kv), settings)
+    return *gradients, _no_gradient(layout)
+
+
+def _pair(q, kv) -> Call:
+    heads = kv.shape[1] // 2
+    places = Places(q_all=q.shape[1], q_base=0, k_all=2 * heads, k_base=0, v_base=heads)
+    return Call(q.shape[0], kv.shape[0], q.shape[1], heads, q.shape[2], q.dtype, places)
+
+
+def _tables(layout: Layout, settings: Settings, q_rows: int, kv_rows: int):
+    return spans(layout, settings, q_rows, kv_rows), reach(layout, settings, q_rows, kv_rows)
 
 
 def _like(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
+def _no_gradient(layout: Layout):
+    return jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), layout)
+
+
 _attend.defvjp(_forward, _backward)
-jagged_attention, gdpa, seed_attention = operations(_attend)
+_attend_pair.defvjp(_forward_pair, _backward_pair)
+jagged_attention, _gdpa, _seed_attention = operations(_attend)
+
+
+def gdpa(q, k, v, starts, lengths, *, max_len: int, activation: str, scale: float):
+    """See `api.gdpa`."""
+    if triton_dense.fits(k.shape[1], q.shape[1], k.shape[2], q.shape[2]):
+        return triton_dense.on_keys(q, k, v, starts, lengths, Settings(activation, None, scale, 1.0, False))
+    return _gdpa(q, k, v, starts, lengths, max_len=max_len, activation=activation, scale=scale)
+
+
+def seed_attention(q, k, v, starts, lengths, *, max_len: int, kind: str, scale: float):
+    """See `api.seed_attention`."""
+    if triton_dense.fits(q.shape[1], q.shape[2], k.shape[1], q.shape[3]):
+        return triton_dense.of_queries(q, (k, v), starts, lengths, _seed_settings(max_len, kind, scale))
+    return _seed_attention(q, k, v, starts, lengths, max_len=max_len, kind=kind, scale=scale)
+
+
+def seed_attention_pair(q, kv, starts, lengths, *, max_len: int, kind: str, scale: float):
+    """See `api.seed_attention_pair`; kv is [T, 2 Hkv, K]."""
+    if triton_dense.fits(q.shape[1], q.shape[2], kv.shape[1] // 2, q.shape[3]):
+        return triton_dense.of_queries(q, kv, starts, lengths, _seed_settings(max_len, kind, scale))
+
+    def attend(q, k, v, layout, settings):
+        del v
+        return _attend_pair(q, k, layout, settings)
+
+    return operations(attend)[2](q, kv, kv, starts, lengths, max_len=max_len, kind=kind, scale=scale)
+
+
+def _seed_settings(max_len: int, kind: str, scale: float) -> Settings:
+    return Settings(kind, None, scale, 1.0 if kind == "softmax" else float(max_len), False)

@@ -11,6 +11,10 @@ to the last row that any of its own meets. Masks are data, int32 tables of one e
 With OWN, queries and keys are the same rows: then a tile meets itself, whose rows are there without a look at the tables, and walks
 only what lies before and (unless CAUSAL) after it. Nothing is summed across programs, so results are the same from run to run.
 
+Several of q, k and v may lie side by side in one array: an array of ALL heads a row holds them from its head BASE on (Q_ALL,
+Q_BASE; K_ALL, K_BASE, V_BASE), and their gradients lie the same way. With ACTIVE, what lies there are numbers before SiLU: a row is
+activated when it is loaded, and gradients are those of the numbers before.
+
 Padding rows hold anything. A NaN in a row's scores stays in that row, or is masked; so rows are cleaned only where weights, or
 gradients of scores, multiply them.
 """
@@ -33,6 +37,26 @@ def _rows(x, first, keep, head, heads: tl.constexpr, D: tl.constexpr, WIDE: tl.c
     if WIDE != D:
         keep = keep & (column < D)
     return tl.load(x + (tl.cast(first, tl.int64) * (heads * D) + head * D) + at, mask=keep, other=0.0)
+
+
+@triton.jit
+def _activated(rows, ACTIVE: tl.constexpr, EXACT: tl.constexpr):
+    """SiLU of loaded rows, or the rows as they are."""
+    if ACTIVE:
+        rows = _activation(rows.to(tl.float32), 1.0, "silu", EXACT)[0].to(rows.dtype)
+    return rows
+
+
+@triton.jit
+def _before(
+    gradient, x, first, keep, head, heads: tl.constexpr, ACTIVE: tl.constexpr, EXACT: tl.constexpr, D: tl.constexpr,
+    WIDE: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """The gradient of rows before their activation from that after it; rows to keep are read again, others are 0."""
+    if ACTIVE:
+        _, slope = _activation(_rows(x, first, keep, head, heads, D, WIDE, COUNT).to(tl.float32), 1.0, "silu", EXACT)
+        gradient = tl.where(keep[:, None], gradient * (0.5 * slope + 0.5), 0.0)
+    return gradient
 
 
 @triton.jit
@@ -177,20 +201,22 @@ def forward(
     q_rows: tl.constexpr, kv_rows: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, scale: tl.constexpr,
     factor: tl.constexpr, KIND: tl.constexpr, OWN: tl.constexpr, CAUSAL: tl.constexpr, TARGETS: tl.constexpr,
     PREFIX: tl.constexpr, EXACT: tl.constexpr, DOT: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-    STEP: tl.constexpr,
+    STEP: tl.constexpr, Q_ALL: tl.constexpr, Q_BASE: tl.constexpr, K_ALL: tl.constexpr, K_BASE: tl.constexpr,
+    V_BASE: tl.constexpr, ACTIVE: tl.constexpr,
 ):  # fmt: skip
     """o [Tq, H, D] and, for softmax, log_sum float32 [H, Tq] (of denominators, base 2) of ROWS queries of a head."""
     head, first = tl.program_id(0), tl.program_id(1) * ROWS
     kv_head = head // (heads // kv_heads)
     row = first + tl.arange(0, ROWS)
     inside = row < q_rows
-    query = _rows(q, first, inside, head, heads, D, WIDE, ROWS)
+    query = _activated(_rows(q, first, inside, Q_BASE + head, Q_ALL, D, WIDE, ROWS), ACTIVE, EXACT)
     low, high, start, end = _span(spans, row, inside, q_rows, kv_rows, PREFIX)
     out = tl.zeros([ROWS, WIDE], tl.float32)
     top, total = tl.full([ROWS], LOWEST, tl.float32), tl.zeros([ROWS], tl.float32)
     if OWN:
-        key = _rows(k, first, inside, kv_head, kv_heads, D, WIDE, ROWS)
-        value = _cleaned(_rows(v, first, inside, kv_head, kv_heads, D, WIDE, ROWS), high >= 0)
+        key = _activated(_rows(k, first, inside, K_BASE + kv_head, K_ALL, D, WIDE, ROWS), ACTIVE, EXACT)
+        value = _activated(_rows(v, first, inside, V_BASE + kv_head, K_ALL, D, WIDE, ROWS), ACTIVE, EXACT)
+        value = _cleaned(value, high >= 0)
         seen = _seen(
             row[None, :], row[:, None], low[:, None], high[:, None], start[:, None], end[:, None], TARGETS, PREFIX
         )
@@ -201,8 +227,8 @@ def forward(
             place = at + tl.arange(0, STEP)
             near = place < until
             real = tl.load(reach + kv_rows + place, mask=near, other=-1) >= 0
-            other_key = _rows(k, at, near, kv_head, kv_heads, D, WIDE, STEP)
-            other_value = _rows(v, at, real, kv_head, kv_heads, D, WIDE, STEP)
+            other_key = _activated(_rows(k, at, near, K_BASE + kv_head, K_ALL, D, WIDE, STEP), ACTIVE, EXACT)
+            other_value = _activated(_rows(v, at, real, V_BASE + kv_head, K_ALL, D, WIDE, STEP), ACTIVE, EXACT)
             place = tl.where(near, place, -1)[None, :]
             sees = _seen_elsewhere(
                 place, low[:, None], high[:, None], start[:, None], end[:, None], OWN, CAUSAL, TARGETS, PREFIX
@@ -218,9 +244,10 @@ def forward(
 @triton.jit
 def _walk_keys(
     query, grad, log, delta, low, high, start, end, query_sum, k, v, reach, first, kv_head,
-    kv_rows: tl.constexpr, kv_heads: tl.constexpr, scale: tl.constexpr, KIND: tl.constexpr, OWN: tl.constexpr,
+    kv_rows: tl.constexpr, scale: tl.constexpr, KIND: tl.constexpr, OWN: tl.constexpr,
     CAUSAL: tl.constexpr, TARGETS: tl.constexpr, PREFIX: tl.constexpr, EXACT: tl.constexpr, DOT: tl.constexpr,
-    D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+    D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, K_ALL: tl.constexpr,
+    K_BASE: tl.constexpr, V_BASE: tl.constexpr, ACTIVE: tl.constexpr,
 ):  # fmt: skip
     """query_sum, with what other tiles' keys give to the gradient of a tile's queries."""
     for side in tl.static_range(2 if OWN and not CAUSAL else 1):
@@ -229,8 +256,8 @@ def _walk_keys(
             place = at + tl.arange(0, STEP)
             near = place < until
             real = tl.load(reach + kv_rows + place, mask=near, other=-1) >= 0
-            value = _rows(v, at, near, kv_head, kv_heads, D, WIDE, STEP)
-            key = _rows(k, at, real, kv_head, kv_heads, D, WIDE, STEP)
+            value = _activated(_rows(v, at, near, V_BASE + kv_head, K_ALL, D, WIDE, STEP), ACTIVE, EXACT)
+            key = _activated(_rows(k, at, real, K_BASE + kv_head, K_ALL, D, WIDE, STEP), ACTIVE, EXACT)
             place = tl.where(near, place, -1)[None, :]
             seen = _seen_elsewhere(
                 place, low[:, None], high[:, None], start[:, None], end[:, None], OWN, CAUSAL, TARGETS, PREFIX
@@ -248,6 +275,7 @@ def _walk_queries(
     q_rows: tl.constexpr, kv_rows: tl.constexpr, heads: tl.constexpr, scale: tl.constexpr, KIND: tl.constexpr,
     OWN: tl.constexpr, CAUSAL: tl.constexpr, TARGETS: tl.constexpr, PREFIX: tl.constexpr, EXACT: tl.constexpr,
     DOT: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+    Q_ALL: tl.constexpr, Q_BASE: tl.constexpr, ACTIVE: tl.constexpr,
 ):  # fmt: skip
     """key_sum and value_sum, with what other tiles' queries give to the gradients of a tile's keys and values."""
     for side in tl.static_range(2 if OWN and not CAUSAL else 1):
@@ -256,7 +284,7 @@ def _walk_queries(
             place = at + tl.arange(0, STEP)
             near = place < until
             q_low, q_high, q_start, q_end = _span(spans, place, near, q_rows, kv_rows, PREFIX)
-            query = _rows(q, at, q_high >= 0, head, heads, D, WIDE, STEP)
+            query = _activated(_rows(q, at, q_high >= 0, Q_BASE + head, Q_ALL, D, WIDE, STEP), ACTIVE, EXACT)
             grad = _rows(do, at, q_high >= 0, head, heads, D, WIDE, STEP)
             log, delta = _statistics(log_sum, o, grad, place, near, at, head, q_rows, heads, KIND, D, WIDE, STEP)
             seen = _seen_elsewhere(
@@ -284,7 +312,8 @@ def backward(
     q_rows: tl.constexpr, kv_rows: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, scale: tl.constexpr,
     factor: tl.constexpr, KIND: tl.constexpr, OWN: tl.constexpr, CAUSAL: tl.constexpr, TARGETS: tl.constexpr,
     PREFIX: tl.constexpr, EXACT: tl.constexpr, DOT: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-    STEP: tl.constexpr,
+    STEP: tl.constexpr, Q_ALL: tl.constexpr, Q_BASE: tl.constexpr, K_ALL: tl.constexpr, K_BASE: tl.constexpr,
+    V_BASE: tl.constexpr, ACTIVE: tl.constexpr,
 ):  # fmt: skip
     """dq of the n-th ROWS queries, for every head that shares a head of keys, and dk and dv of its n-th ROWS keys."""
     SUM: tl.constexpr = scale * factor if KIND == "softmax" else 0.5 * scale * factor
@@ -297,13 +326,13 @@ def backward(
     for member in tl.static_range(heads // kv_heads):
         head = kv_head * (heads // kv_heads) + member
         low, high, start, end = _span(spans, row, in_q, q_rows, kv_rows, PREFIX)
-        query = _rows(q, first, high >= 0, head, heads, D, WIDE, ROWS)
+        query = _activated(_rows(q, first, high >= 0, Q_BASE + head, Q_ALL, D, WIDE, ROWS), ACTIVE, EXACT)
         grad = _rows(do, first, high >= 0, head, heads, D, WIDE, ROWS)
         log, delta = _statistics(log_sum, o, grad, row, in_q, first, head, q_rows, heads, KIND, D, WIDE, ROWS)
         query_sum = tl.zeros([ROWS, WIDE], tl.float32)
         if OWN:
-            key = _rows(k, first, high >= 0, kv_head, kv_heads, D, WIDE, ROWS)
-            value = _rows(v, first, in_kv, kv_head, kv_heads, D, WIDE, ROWS)
+            key = _activated(_rows(k, first, high >= 0, K_BASE + kv_head, K_ALL, D, WIDE, ROWS), ACTIVE, EXACT)
+            value = _activated(_rows(v, first, in_kv, V_BASE + kv_head, K_ALL, D, WIDE, ROWS), ACTIVE, EXACT)
             seen = _seen(
                 row[None, :], row[:, None], low[:, None], high[:, None], start[:, None], end[:, None], TARGETS, PREFIX
             )
@@ -316,15 +345,20 @@ def backward(
             value_sum = tl.dot(tl.trans(weight), grad, value_sum, input_precision=DOT)
         query_sum = _walk_keys(
             query, grad, log, delta, low, high, start, end, query_sum, k, v, reach, first, kv_head,
-            kv_rows, kv_heads, scale, KIND, OWN, CAUSAL, TARGETS, PREFIX, EXACT, DOT, D, WIDE, ROWS, STEP,
+            kv_rows, scale, KIND, OWN, CAUSAL, TARGETS, PREFIX, EXACT, DOT, D, WIDE, ROWS, STEP, K_ALL, K_BASE, V_BASE, ACTIVE,
         )  # fmt: skip
-        _store(dq, query_sum * SUM, first, q_rows, head, heads, D, WIDE, ROWS)
+        query_sum = _before(query_sum * SUM, q, first, high >= 0, Q_BASE + head, Q_ALL, ACTIVE, EXACT, D, WIDE, ROWS)
+        _store(dq, query_sum, first, q_rows, Q_BASE + head, Q_ALL, D, WIDE, ROWS)
         if not OWN:
-            key = _rows(k, first, in_kv, kv_head, kv_heads, D, WIDE, ROWS)
-            value = _rows(v, first, in_kv, kv_head, kv_heads, D, WIDE, ROWS)
+            key = _activated(_rows(k, first, in_kv, K_BASE + kv_head, K_ALL, D, WIDE, ROWS), ACTIVE, EXACT)
+            value = _activated(_rows(v, first, in_kv, V_BASE + kv_head, K_ALL, D, WIDE, ROWS), ACTIVE, EXACT)
         key_sum, value_sum = _walk_queries(
             key, value, reach_low, reach_high, key_sum, value_sum, q, do, o, log_sum, spans, first, row, head,
             q_rows, kv_rows, heads, scale, KIND, OWN, CAUSAL, TARGETS, PREFIX, EXACT, DOT, D, WIDE, ROWS, STEP,
+            Q_ALL, Q_BASE, ACTIVE,
         )  # fmt: skip
-    _store(dk, key_sum * SUM, first, kv_rows, kv_head, kv_heads, D, WIDE, ROWS)
-    _store(dv, value_sum * factor, first, kv_rows, kv_head, kv_heads, D, WIDE, ROWS)
+    real = reach_high >= 0
+    key_sum = _before(key_sum * SUM, k, first, real, K_BASE + kv_head, K_ALL, ACTIVE, EXACT, D, WIDE, ROWS)
+    _store(dk, key_sum, first, kv_rows, K_BASE + kv_head, K_ALL, D, WIDE, ROWS)
+    value_sum = _before(value_sum * factor, v, first, real, V_BASE + kv_head, K_ALL, ACTIVE, EXACT, D, WIDE, ROWS)
+    _store(dv, value_sum, first, kv_rows, V_BASE + kv_head, K_ALL, D, WIDE, ROWS)

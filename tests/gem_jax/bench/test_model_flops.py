@@ -13,6 +13,7 @@ from gem_jax.data.packing import BatchConfig
 from gem_jax.data.synthetic import SyntheticConfig
 from gem_jax.models import WukongConfig
 from gem_jax.models.gem import GemConfig, Level
+from gem_jax.models.hstu import HSTUConfig
 from gem_jax.models.outputs import table_width
 from gem_jax.run.memory import device_batch, embedded_shapes
 from gem_jax.run.plan import RunPlan
@@ -85,6 +86,27 @@ def test_gem_by_formula_and_by_count(change, monkeypatch):
     formula = model_flops.forward_flops(program, batch)
     one_hot = 2 * EXAMPLES * len(program.schema.tasks) if program.config.model.domain_gates else 0
     assert sum(formula.values()) == counted["matmul"] - one_hot
+
+
+def test_hstu_by_formula_and_by_count(monkeypatch):
+    """Rows of a history and its candidate, as in `test_gem_by_formula_and_by_count` but for the blocks' padding rows, which the
+    program computes: the candidate of a history of 32 events takes a group of 8."""
+    program = program_of(HSTUConfig(embedding_dim=8, width=16, num_layers=2, head_dim=4, relative_bias=False))
+    batch = full_batch(program)
+    embedded = embedded_shapes(batch, program.schema, table_width(program.config.model, program.schema))
+    dense = program.parts.buckets.abstract()
+    counted = flops.count(lambda d, e, b: forward(program.parts, d, e, b, None).logits, dense, embedded, batch)
+    monkeypatch.setattr(model_flops, "causal_pairs", lambda lengths, window: 0)
+    formula = model_flops.forward_flops(program, batch)
+    rows = EXAMPLES * (2 * EVENTS + 8)  # of a block
+    assert formula["uvqk"] == 2 * 2 * EXAMPLES * (2 * EVENTS + 1) * 16 * 4 * 8
+    padding = 1 - (2 * EVENTS + 1) * EXAMPLES / rows
+    attention = counted["matmul"] - sum(formula.values()) - padding * rows * 2 * 2 * (16 * 32 + 24 * 16)
+    # XLA's attention computes the whole square of padded rows: two products of rows^2 by head dim and head, in two layers.
+    assert attention % (2 * 2 * 2 * 8 * EXAMPLES) == 0 and attention >= 2 * 2 * 2 * 8 * EXAMPLES * (2 * EVENTS + 1) ** 2
+    monkeypatch.undo()
+    with_attention = model_flops.forward_flops(program, batch)
+    assert with_attention["attention"] == 2 * 2 * 2 * 8 * EXAMPLES * (2 * EVENTS + 1) * (2 * EVENTS + 2) // 2
 
 
 def test_empty_slots_and_short_histories_count_for_nothing():

@@ -88,9 +88,12 @@ def test_times_add_up_by_scope_and_kind():
   %fusion.1 = f32[8]{0} fusion(%p), kind=kLoop, metadata={op_name="jit(f)/jvp(heads)/mul" source_line=3}
   ROOT dot.2 = f32[8]{0} dot(%p, %q), metadata={op_name="jit(f)/tokens/dot_general"}
 """
+    hlo += '  custom-call.4 = f32[8]{0} custom-call(%p), custom_call_target="__cublas$lt$matmul"\n'
     times = {"fusion.1": 1.0, "dot.2": 2.0, "copy.3": 0.5}
     assert profile.by_scope(times, hlo) == {"tokens": 2.0, "heads": 1.0, "other": 0.5}
     assert profile.by_kind(times) == {"matmul": 2.0, "elementwise": 1.0, "movement": 0.5}
+    calls = {"custom-call.4": 3.0, "custom-call.5": 1.0}
+    assert profile.by_kind(calls, hlo) == {"matmul": 3.0, "kernel": 1.0}
 
 
 def test_a_product_has_a_speed():

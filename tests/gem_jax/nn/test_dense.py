@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gem_jax.nn.dense import Dense, GroupedDense
+from gem_jax.nn.dense import Dense, GroupedDense, grouped_product, mixed_tokens
 from gem_jax.nn.parameters import numbered
 from gem_jax.precision.policy import Policy
 from tests.gem_jax.nn.numpy_reference import f64
@@ -87,3 +87,25 @@ def test_dtype_and_scale_of_new_weights():
     assert abs(f64(layer.weight).std() * 20 - 1) < 0.01  # 1 / sqrt(400), from 160,000 draws
     assert layer.rows(jnp.ones((8, 400)), (2, 2, 2, 2)).dtype == jnp.bfloat16
     assert layer.blocks(jnp.ones((4, 1, 1, 400))).dtype == jnp.bfloat16
+
+
+def test_grouped_product_and_mixed_tokens_against_einsum():
+    """Values and gradients, modules of no rows included."""
+    row_counts, groups = (16, 0, 8), np.repeat(np.arange(3), (16, 0, 8))
+    x, weight, grad = (jnp.asarray(normal(*s)) for s in ((24, 5), (3, 5, 4), (24, 4)))
+    out, pull = jax.vjp(lambda x, w: grouped_product(x, w, row_counts), x, weight)
+    truth, pull_truth = jax.vjp(lambda x, w: jnp.einsum("ri,rio->ro", x, w[groups]), x, weight)
+    for value, expected in zip((out, *pull(grad)), (truth, *pull_truth(grad)), strict=True):
+        np.testing.assert_allclose(value, expected, **CLOSE)
+    x, weight, grad = (jnp.asarray(normal(*s)) for s in ((6, 5, 4), (5, 3), (6, 3, 4)))
+    out, pull = jax.vjp(mixed_tokens, x, weight)
+    truth, pull_truth = jax.vjp(lambda x, w: jnp.einsum("bnd,nm->bmd", x, w), x, weight)
+    for value, expected in zip((out, *pull(grad)), (truth, *pull_truth(grad)), strict=True):
+        np.testing.assert_allclose(value, expected, **CLOSE)
+
+
+def test_narrow_inputs_are_padded_to_16_bytes():
+    layer = Dense(13, 4, policy=Policy(compute="bfloat16"), rngs=nnx.Rngs(0))
+    x = jnp.asarray(normal(3, 13))
+    expected = f64(x.astype(jnp.bfloat16)) @ f64(layer.kernel[...].astype(jnp.bfloat16))
+    np.testing.assert_allclose(f64(layer(x)), expected, rtol=0.01, atol=0.02)

@@ -3,15 +3,21 @@
 import itertools
 import sys
 
-import jax
 import jax.numpy as jnp
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pallas_kernels.jagged_attention import Mask, triton_kernels, triton_short, triton_short_kernels
+from pallas_kernels.jagged_attention import (
+    Mask,
+    triton_in_one_kernels,
+    triton_kernels,
+    triton_short,
+    triton_short_kernels,
+)
 from pallas_kernels.jagged_attention import triton as backend
 from pallas_kernels.jagged_attention.triton_problem import Settings
+from pallas_kernels.jagged_attention.triton_short import Places
 
 POINTERS = {
     "forward": ("q", "k", "v", "items", "low", "high", "o", "log_sum"),
@@ -21,6 +27,8 @@ POINTERS = {
 SHORT_POINTERS = {
     "forward": ("q", "k", "v", "spans", "reach", "o", "log_sum"),
     "backward": ("q", "k", "v", "do", "o", "log_sum", "spans", "reach", "dq", "dk", "dv"),
+    "backward_pair": ("q", "kv", "do", "o", "log_sum", "spans", "reach", "dq", "dkv"),
+    "backward_in_one": ("x", "do", "log_sum", "spans", "reach", "into", "dx"),
 }
 TYPES = dict.fromkeys(("items", "low", "high", "spans", "reach"), "*i32") | dict.fromkeys(("log_sum", "delta"), "*fp32")
 
@@ -44,12 +52,21 @@ def main(capability: int, size: int):
 
 
 def short(capability: int, size: int):
-    """Self-attention and, with no mask, cross attention."""
-    rows = jax.ShapeDtypeStruct((4096, 4, size), jnp.bfloat16)
+    """Self-attention and, with no mask, cross attention; and in one array, activated on the way, where that has a meaning."""
+    apart, in_one = Places(4, 0, 4, 0, 0), Places(16, 8, 16, 12, 4, active=True)
     for name, kind, mask in itertools.product(SHORT_POINTERS, ("silu", "softmax"), (Mask(), None)):
-        launch = triton_short.launches(size, rows.dtype)[name == "backward"]
-        static = triton_short.static_arguments(rows, rows, Settings(kind, mask, 0.1, 1.0, False), launch)
-        compile_one(getattr(triton_short_kernels, name), kind, SHORT_POINTERS[name], static, launch, capability)
+        if (name == "backward_pair" and mask is not None) or (
+            name == "backward_in_one" and (mask is None or kind != "silu")
+        ):
+            continue
+        launch = triton_short.launches(size, jnp.bfloat16, own=mask is not None)[name != "forward"]
+        places = in_one if name == "backward_in_one" else apart
+        static = dict(q_rows=4096, kv_rows=4096, heads=4, kv_heads=4)
+        static |= triton_short.static_arguments(
+            jnp.bfloat16, size, Settings(kind, mask, 0.1, 1.0, False), launch, places
+        )
+        kernels = triton_short_kernels if name in ("forward", "backward") else triton_in_one_kernels
+        compile_one(getattr(kernels, name), kind, SHORT_POINTERS[name], static, launch, capability)
 
 
 if __name__ == "__main__":

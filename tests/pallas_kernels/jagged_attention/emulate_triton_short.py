@@ -8,7 +8,14 @@ import jax  # isort: skip
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 
-from pallas_kernels.jagged_attention import Mask, triton_short
+from pallas_kernels.jagged_attention import (
+    Mask,
+    gated_attention,
+    gdpa,
+    seed_attention,
+    seed_attention_pair,
+    triton_short,
+)
 from tests.pallas_kernels.jagged_attention import cases
 from tests.pallas_kernels.jagged_attention.cases import MASKS, Case
 from tests.pallas_kernels.jagged_attention.test_contract import attention
@@ -35,6 +42,79 @@ def check(case: Case) -> None:
         assert error < cases.tolerance(case.dtype, case.longest), (case, name, error)
 
 
+def check_gated(lengths, heads: int, size: int, mask: Mask, dtype: str) -> None:
+    """Gated attention, with NaN in its padding rows, against the composition in float64."""
+    case = Case(lengths, heads=heads, size=size, mask=mask, dtype=dtype)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(case.num_rows, 4, heads, size)).astype(dtype)
+    grad = rng.normal(size=(case.num_rows, heads * size)).astype(dtype)
+    x[~case.valid()] = grad[~case.valid()] = np.nan
+    starts, true_lengths = jnp.asarray(case.offsets), jnp.asarray(case.lengths, jnp.int32)
+
+    def run(x, implementation):
+        return gated_attention(x, starts, true_lengths, max_len=case.longest, mask=mask, implementation=implementation)
+
+    out, pull = jax.vjp(lambda x: run(x, "triton_short"), jnp.asarray(x))
+    with jax.enable_x64(True):
+        clean, clean_grad = (jnp.asarray(np.nan_to_num(np.asarray(y, np.float64))) for y in (x, grad))
+        truth, pull_truth = jax.vjp(lambda x: run(x, "reference"), clean)
+        expected = truth, pull_truth(clean_grad)[0]
+    for name, value, true in zip(("g", "dx"), (out, pull(jnp.asarray(grad))[0]), expected, strict=True):
+        value = np.asarray(value, np.float64)
+        assert np.all(np.isfinite(value)) and np.all(value[~case.valid()] == 0), (case, name)
+        error = cases.relative_error(value, np.asarray(true))
+        # LN divides by the deviation of o, so o's relative error is that of the result, four roundings later.
+        assert error < 4 * cases.tolerance(dtype, case.longest), (case, name, error)
+
+
+def check_dense(case: Case, dense_rows: int, kind: str) -> None:
+    """GDPA and seed attention against the float64 reference."""
+    rng = np.random.default_rng(2)
+    layout = jnp.asarray(case.offsets), jnp.asarray(case.lengths, jnp.int32)
+    rows = [x for x in case.arrays()[:3]]
+    dense = [
+        jnp.asarray(rng.normal(size=(len(case.lengths), dense_rows, case.heads, case.size)).astype(case.dtype))
+        for _ in range(2)
+    ]
+
+    def keys(q, k, v, implementation):
+        return gdpa(q, k, v, *layout, max_len=case.longest, activation=kind, implementation=implementation)
+
+    def seeds(q, k, v, implementation):
+        options = dict(kind="softmax" if kind == "gelu" else kind, implementation=implementation)
+        return seed_attention(q, k, v, *layout, max_len=case.longest, **options)
+
+    for run, arrays, grad in ((keys, (rows[0], *dense), rows[1]), (seeds, (dense[0], *rows[:2]), dense[1])):
+        out, pull = jax.vjp(lambda *x, run=run: run(*x, "triton_short"), *arrays)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.nan_to_num(np.asarray(x, np.float64))) for x in (*arrays, grad)]
+            truth, pull_truth = jax.vjp(lambda *x, run=run: run(*x, "reference"), *wide[:3])
+            expected = truth, *pull_truth(wide[3])
+        for name, value, true in zip(("o", "dq", "dk", "dv"), (out, *pull(grad)), expected, strict=True):
+            value = np.asarray(value, np.float64)
+            assert np.all(np.isfinite(value)), (case, kind, run.__name__, name)
+            if len(value) == case.num_rows:
+                assert np.all(value[~case.valid()] == 0), (case, kind, run.__name__, name)
+            error = cases.relative_error(value, np.asarray(true))
+            assert error < cases.tolerance(case.dtype, case.longest), (case, kind, run.__name__, name, error)
+
+
+def check_pair(case: Case, seeds: int) -> None:
+    """Seed attention with keys and values in one array equals that with two."""
+    rng = np.random.default_rng(1)
+    q = jnp.asarray(rng.normal(size=(len(case.lengths), seeds, case.heads, case.size)).astype(case.dtype))
+    kv = rng.normal(size=(case.num_rows, 2, case.heads, case.size)).astype(case.dtype)
+    kv[~case.valid()] = np.nan
+    grad, kv = jnp.asarray(rng.normal(size=q.shape).astype(case.dtype)), jnp.asarray(kv)
+    options = dict(max_len=case.longest, implementation="triton_short")
+    layout = jnp.asarray(case.offsets), jnp.asarray(case.lengths, jnp.int32)
+    one, pull_one = jax.vjp(lambda q, kv: seed_attention_pair(q, kv, *layout, **options), q, kv)
+    two, pull_two = jax.vjp(lambda q, k, v: seed_attention(q, k, v, *layout, **options), q, kv[:, 0], kv[:, 1])
+    (dq, dkv), (dq_two, dk, dv) = pull_one(grad), pull_two(grad)
+    for a, b in ((one, two), (dq, dq_two), (dkv, jnp.stack([dk, dv], axis=1))):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
 if __name__ == "__main__":
     triton_emulator.emulate()
     for kind in ("silu", "softmax"):
@@ -44,3 +124,13 @@ if __name__ == "__main__":
         grouped = dict(heads=4, kv_heads=2, size=32, mask=Mask(window=20, prefix=3), num_targets=9)
         check(Case(LENGTHS, kind=kind, dtype="float16", **grouped))
     check(Case(LENGTHS, kv_heads=1, size=32, num_targets=100, dtype="float16"))
+    check_gated(LENGTHS, 2, 16, Mask(), "float32")
+    check_gated(LENGTHS, 3, 16, Mask(window=20), "float16")
+    check_pair(Case(LENGTHS, heads=2, size=16, dtype="float16"), 3)
+    check_pair(Case(LENGTHS, heads=2, size=16, dtype="float16"), 40)
+    for kind in ("silu", "softmax", "gelu"):
+        check_dense(Case(LENGTHS, heads=2, size=16, dtype="float16"), 5, kind)
+        check_dense(
+            Case(LENGTHS, heads=1, kv_heads=1, size=48, dtype="float32"), 16, "silu" if kind == "gelu" else kind
+        )
+        check_dense(Case(LENGTHS, heads=2, size=16, dtype="float16"), 40, kind)

@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 from pallas_kernels.common import dispatch
 from pallas_kernels.jagged_attention import triton_short_kernels
 
-NAMES = {"float16": "fp16", "float32": "fp32", "int32": "i32"}
+NAMES = {"float16": "fp16", "float32": "fp32", "int32": "i32", "int8": "i8"}
 
 
 class OnHost(interpreter.GridExecutor):
@@ -38,11 +38,13 @@ def _pointer(array: np.ndarray):
     return types.SimpleNamespace(data_ptr=lambda: array.ctypes.data, dtype=NAMES[str(array.dtype)])
 
 
-def triton_call(*arguments, kernel, out_shape, grid, num_warps, num_stages, **static):
+def triton_call(*arguments, kernel, out_shape, grid, num_warps, num_stages, input_output_aliases=None, **static):
     """`jax_triton.triton_call`, on concrete arrays."""
     del num_warps, num_stages
     inputs = [np.ascontiguousarray(x) for x in arguments]
     results = [np.full(x.shape, np.nan, x.dtype) for x in out_shape]
+    for source, target in (input_output_aliases or {}).items():
+        results[target][...] = inputs[source]
     pointers = [_pointer(x) for x in (*inputs, *results)]
     OnHost(kernel.rewrite(), kernel.arg_names, grid)(*pointers, **static)
     return tuple(jnp.asarray(x) for x in results)
