@@ -157,7 +157,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         waiting = variants(_count())
-        running: list[_Process] = []
+        running: list[_Process | None] = []
         at_once = max((os.cpu_count() or 1) // CORES_PER_PROCESS, 1)
         while waiting and time.monotonic() < end - MIN_MEASURE_S:
             started = []
