@@ -27,9 +27,9 @@ from gem_jax.files import commit
 COMPILE_SHARE = 0.65
 """Of the time: what is not compiled by then is left out."""
 CORES_PER_PROCESS = 4
-MIN_MEASURE_S = 8
+MIN_MEASURE_S = 8.0
 """With less time left no further variant is measured."""
-MAX_MEASURE_S = 45
+MAX_MEASURE_S = 45.0
 """Of one variant: one that hangs must not take the others' time."""
 
 ONE, GLOBAL = "one GPU", "one GPU, batch of all"
@@ -157,7 +157,6 @@ def measure(
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         waiting = variants(_count())
-        running: list[_Process | None] = []
         at_once = max((os.cpu_count() or 1) // CORES_PER_PROCESS, 1)
         while waiting and time.monotonic() < end - MIN_MEASURE_S:
             started = []
