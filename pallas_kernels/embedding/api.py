@@ -116,7 +116,7 @@ def count_outside(ids: Array, num_rows: int) -> Array:
 def check_inside(ids: Array, num_rows: int) -> None:
     """An error where an id is neither in the table nor -1, in a function under `jax.experimental.checkify.checkify`.
 
-    For debugging, so no call does it unasked: a check in a compiled program makes each start of it some 0.1 ms slower.
+    For debugging, so no call does it unasked: a check in a compiled program makes each of its starts slower (NOTES.md).
     """
     outside = count_outside(ids, num_rows)
     checkify.check(outside == 0, "{n} ids lie outside a table of " + f"{num_rows} rows.", n=outside)

@@ -19,6 +19,7 @@ from gem_jax.embedding.tables import Embedded, Tables, row_values
 from gem_jax.errors import UserError
 from gem_jax.parallel.mesh import EVERYWHERE, make_mesh
 from gem_jax.parallel.sharding import shardings
+from pallas_kernels import embedding
 from tests.gem_jax.embedding.test_row_optimizers import by_loop
 
 DIM, NUM_DEVICES, LR = 8, 8, 0.1
@@ -252,6 +253,20 @@ def test_other_optimizers_agree_with_one_device(optimizer, schemes):
     for table in SIZES:
         for field, numbers in on_one.after[table].items():
             np.testing.assert_allclose(sharded.after[table][field], numbers, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("replica", "shard"), [(1, 1), (2, 4)])
+def test_the_table_kernels_way(replica, shard, monkeypatch):
+    """What a GPU does, with XLA in the place of its kernels."""
+    monkeypatch.setattr(embedding, "is_fused", lambda rows, grads: True)
+    calls = []
+    update = embedding.update
+    monkeypatch.setattr(embedding, "update", lambda *a, **options: calls.append(options) or update(*a, **options))
+    ids, grads = draw("random")
+    if shard == 1:
+        ids, grads = _on_one_device(ids, grads)
+    check(run(replica, shard, TablesConfig(), ids, grads), ids, grads)
+    assert calls
 
 
 def _on_one_device(ids, grads):
