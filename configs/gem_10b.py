@@ -4,7 +4,7 @@ python -m gem_jax.train configs/gem_10b.py
 
 Dense parameters: 9.61e9
 Table parameters: 3.03e10 (7.2 million users, 22 million ads, width 1024)
-Forward FLOPs per example: 1.67e11
+Forward FLOPs per example: 1.64e11
 Histories: the newest 128 organic events and 96 impressions, 8 modules (2 sources at 4 levels)
 Meant for: 64 H200 or more, 32 examples a GPU
 Memory, an estimate: 192 GB of parameters, gradients, moments and means and 121 GB of tables over all GPUs; on each GPU 24 GiB of

@@ -4,7 +4,7 @@ python -m gem_jax.train configs/gem_1b.py
 
 Dense parameters: 9.94e8
 Table parameters: 9.67e9 (3.2 million users, 16 million ads, width 512)
-Forward FLOPs per example: 1.76e10
+Forward FLOPs per example: 1.74e10
 Histories: the newest 128 organic events and 96 impressions, 8 modules (2 sources at 4 levels)
 Meant for: one host of 8 H200 or more, 128 examples a GPU
 Memory, an estimate: 20 GB of parameters, gradients, moments and means and 39 GB of tables over all GPUs; on each GPU 21 GiB of
