@@ -82,8 +82,8 @@ def train_step(
       The new state, and: loss [] of the whole batch, grad_norm [] (dense, before clipping), learning_rate [], table_overflow [] (1
       where ids took the slower way, see `embedding.exchange`), measures (the objective's, by name, divided by the weight of all
       examples), signals [K] summed over the devices, logits [B, N] of this device, and representations (the observed ones, by name,
-      [B, R]); logits and representations are those of the parameters that learn (`optimizer.learning`) before the update, which have not
-      seen the batch; with `optimizer.average` the state's own are their running mean.
+      [B, R]); logits and representations are those of the parameters that learn (`optimizer.learning`) before the update, which
+      have not seen the batch; with `optimizer.average` the state's own are their running mean.
     """
     embedded, ticket = parts.tables.lookup(state.tables, batch)
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), collectives.device_index())
