@@ -205,6 +205,6 @@ def test_labels_of_another_teacher_or_of_other_data_are_refused_by_name(taught, 
         lambda: label(run, Data(seed=1), folder, embedding=EMBEDDING, parts=("test",)),
     )
     refuses(
-        "the teacher has no representation 'first'; it has last",
+        "the teacher has no representation 'first'; it has hidden, last",
         lambda: label(run, Data(), tmp_path / "x", embedding=EmbeddingConfig()),
     )
