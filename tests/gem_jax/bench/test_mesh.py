@@ -19,7 +19,7 @@ from gem_jax.models.gem import GemConfig, Level
 
 
 def get_config() -> Config:
-    stream = SyntheticConfig(train_examples=5000, test_examples=100, active_users=50, active_ads=16,
+    stream = SyntheticConfig(train_examples=5000, test_examples=100, active_users=50, active_ads=24,
                              organic_max_len=8, impressions_max_len=8)
     model = GemConfig(embedding_dim=8, num_layers=1, levels=(Level(),), fmb_tokens=2, lcb_tokens=2, rank=2,
                       fmb_hidden=(8,), head_hidden=8)
