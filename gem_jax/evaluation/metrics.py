@@ -220,7 +220,8 @@ def true_calibration(scores: Scores) -> float | None:
     Known for synthetic data only."""
     if not _truth_is_known(scores):
         return None
-    return scores.sums.predicted / (_mean(scores.true_probability, scores) * scores.sums.weight)
+    expected = _mean(scores.true_probability, scores) * scores.sums.weight
+    return scores.sums.predicted / expected if expected > 0 else None
 
 
 @metric("log loss", streaming=True, better="lower")

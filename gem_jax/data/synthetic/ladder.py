@@ -47,7 +47,7 @@ def ladder(examples: int, seed: int, intensity: int = 1) -> list[dict]:
     columns, rungs = _examples(examples, seed, intensity)
     truth, oracle = columns.pop("truth"), columns.pop("oracle")
     test = columns.pop("user") % 2 == 1
-    base = _entropy(truth[test].mean())
+    base = _entropy(truth[test].mean(keepdims=True))[0]
     bayes = float(_entropy(truth[test]).mean() / base)
     rows = []
     for name, keys in rungs.items():

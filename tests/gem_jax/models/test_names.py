@@ -36,7 +36,7 @@ ALL = {
 }
 
 # What decided until parameters carried their own metadata; the first match won.
-NO_DECAY = r"(^|/)((\w+_)?scale|slope|seeds|domain_gate|places|position|time|(\w+_)?bias)$"
+NO_DECAY = r"(^|/)((\w+_)?scale|slope|seeds|domain_gate|static|attended|places|position|time|(\w+_)?bias)$"
 DECAY = r"(^|/)(kernel|weight|tower|readout|w|w1|w2|y|z)$"
 
 
