@@ -36,7 +36,8 @@ def test_every_config_loads_and_comes_back_from_json(path):
     tree = json.loads(json.dumps(to_dict(config), allow_nan=False))
     assert tree["kind"] == "Config" and from_dict(tree) == config
     file = pathlib.Path(path.partition(":")[0])
-    assert f"python -m gem_jax.train {file.relative_to(ROOT)}" in file.read_text()
+    named = file.relative_to(ROOT)
+    assert any(f"python -m gem_jax.{command} {named}" in file.read_text() for command in ("train", "bench step"))
 
 
 def test_variants_differ_from_the_config_in_name_and_model_alone():
