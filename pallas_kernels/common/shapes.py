@@ -42,13 +42,13 @@ class Shapes:
 
 NAMED = {
     # configs/gem_small.py
-    "gem_small": Shapes(1024, 2, 32, {"organic": Sequences(1024 * 20, 32), "impressions": Sequences(1024 * 20, 32)}),
+    "gem_small": Shapes(1024, 2, 32, {"organic": Sequences(1024 * 61, 64), "impressions": Sequences(1024 * 31, 32)}),
     # configs/gem_base.py
-    "gem_base": Shapes(2048, 4, 64, {"organic": Sequences(2048 * 27, 64), "impressions": Sequences(2048 * 27, 64)}),
+    "gem_base": Shapes(1024, 4, 64, {"organic": Sequences(1024 * 107, 128), "impressions": Sequences(1024 * 58, 64)}),
     # configs/gem_1b.py
-    "gem_1b": Shapes(256, 4, 128, {"organic": Sequences(256 * 32, 128), "impressions": Sequences(256 * 30, 96)}),
+    "gem_1b": Shapes(128, 4, 128, {"organic": Sequences(128 * 116, 128), "impressions": Sequences(128 * 88, 96)}),
     # configs/gem_10b.py
-    "gem_10b": Shapes(64, 8, 128, {"organic": Sequences(64 * 36, 128), "impressions": Sequences(64 * 32, 96)}),
+    "gem_10b": Shapes(32, 8, 128, {"organic": Sequences(32 * 122, 128), "impressions": Sequences(32 * 92, 96)}),
 }
 
 
