@@ -26,6 +26,7 @@ def tiny(tmp_path, monkeypatch) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_rows(tiny, tmp_path, capsys):
     rows = tmp_path / "rows.json"
     words = [tiny, "--representation", "last", "--dim", "4", "--steps", "2", "--json", str(rows)]

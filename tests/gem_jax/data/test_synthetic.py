@@ -92,6 +92,7 @@ def test_an_example_is_the_same_alone_in_any_chunk_and_in_a_longer_stream(short)
     np.testing.assert_array_equal(source.oracle(order), longer.oracle(order))
 
 
+@pytest.mark.slow
 def test_a_stream_that_does_not_fit_in_memory_is_the_same(monkeypatch):
     """With the least memory, chunks that go over many generations are made piece by piece."""
     config = dataclasses.replace(SMALL, train_examples=3_600, active_users=20)
@@ -202,6 +203,7 @@ def test_earlier_impressions_are_the_later_history(small):
     assert checked > 20_000 and late_conversions > 0
 
 
+@pytest.mark.slow
 def test_a_shorter_history_is_the_newest_of_the_longer(small, short):
     short = read_all(short.train)
     for name, max_len in (("organic", SMALL.organic_max_len), ("impressions", SMALL.impressions_max_len)):

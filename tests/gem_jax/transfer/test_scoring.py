@@ -92,6 +92,7 @@ def test_labels_know_whose_they_are(taught):
     assert made.embedding_loss == 0 and made.data == Data().build().train.identity()
 
 
+@pytest.mark.slow
 def test_on_a_mesh_the_labels_are_the_same(taught, tmp_path):
     """Of the first two steps; from there rounding grows as it does in training."""
     config = config_of(tmp_path / "runs", epochs=1).replace(mesh=MeshConfig(replica=2, shard=2))

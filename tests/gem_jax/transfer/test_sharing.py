@@ -47,6 +47,7 @@ def values_of(program, state):
     return {n: np.asarray(x) for n, x in program.to_logical(state).items() if n.endswith(("/value", "/weight"))}
 
 
+@pytest.mark.slow
 def test_a_student_takes_a_teachers_parts_and_serves_alone(teacher, tmp_path):
     result = teacher[0]
     model = DistilledConfig(student=FrozenConfig(student=STUDENT, frozen=FROZEN), hidden=(5,), adapter_hidden=(3,))
