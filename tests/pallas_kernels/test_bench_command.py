@@ -17,7 +17,7 @@ def test_rows_are_printed_and_written_as_they_come(monkeypatch, tmp_path, capsys
     path, row = tmp_path / "rows.json", dict(op="make_work_list", max_len=8, lengths="full", ms=1.0)
 
     def rows(commit, shapes):
-        assert (commit, shapes.examples) == ("abc", 2048)
+        assert (commit, shapes.examples) == ("abc", 1024)
         yield row
         assert json.loads(path.read_text()) == [row]
         yield row
