@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from gem_jax.errors import UserError
+from gem_jax.precision.policy import Dtype
 
 Scheme = Literal["rows", "columns", "tables"]
 """How a table is cut over the shards: round robin by row, by column, or not at all (whole, on one shard)."""
@@ -27,6 +28,9 @@ class TablesConfig:
     """Cut each shard's rows over the replicas too, and gather them for the step."""
     capacity: float = 1.25
     """Places for ids between two devices, times an even share of the distinct ids there can be; more of them take a slower way."""
+    dtype: Dtype = "float32"
+    """Of the weights; slots stay float32. bfloat16 takes half the memory, and an update rounds up or down at random, so that many
+    small steps add up; values leave it for the model and the checkpoint as float32."""
     memory_gib: float | None = None
     """Memory of a device that the planner may count on; None for what the device reports, without bound where it does not."""
 
@@ -37,6 +41,11 @@ class TablesConfig:
             raise UserError(
                 f"tables.sync_every={self.sync_every} needs tables.sync=weights and tables.fully_sharded=False; gradients, and "
                 "rows cut over the replicas, are exchanged every step"
+            )
+        if self.dtype == "bfloat16" and self.sync == "weights":
+            raise UserError(
+                "tables.dtype=bfloat16 needs tables.sync=gradients: averages of weights would be rounded to the nearest and lose "
+                "what the replicas learned"
             )
         if self.capacity <= 0:
             raise UserError(f"tables.capacity={self.capacity} must be positive")

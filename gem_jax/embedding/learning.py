@@ -35,7 +35,7 @@ def learn(
     rule = _rule(optimizer, context) if isinstance(store, DeviceStore) else None
     if rule is not None and embedding.is_fused(state[WEIGHT], grads):
         names = [slot.name for slot in optimizer.slots]
-        step = embedding.Step(learning_rate=context.learning_rate, count=context.step)
+        step = embedding.Step(learning_rate=context.learning_rate, count=context.step, seed=context.step)
         slots = tuple(state[name] for name in names)
         weight, slots = embedding.update(state[WEIGHT], slots, rows, grads, sources=sources, rule=rule, step=step)
         return {**state, WEIGHT: weight, **dict(zip(names, slots, strict=True))}

@@ -3,6 +3,7 @@
 Shape letters: B examples and T packed events of a device, R looked-up ids, L rows of the shard, D columns.
 """
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gem_jax.data.batch import Batch
@@ -27,8 +28,8 @@ def read_pooled(
         own = slots[start : start + bags * size]
         start += bags * size
         ids = own.reshape(bags, size) if size > 1 else own
-        features[feature.name] = embedding.lookup(weight, ids, pooling="mean")
-    rows = embedding.lookup(weight, slots[start:])  # of all sequences at once
+        features[feature.name] = embedding.lookup(weight, ids, pooling="mean", dtype=jnp.float32)
+    rows = embedding.lookup(weight, slots[start:], dtype=jnp.float32)  # of all sequences at once
     events: dict[str, dict[str, Array]] = {}
     start = 0
     for sequence in schema.sequences:

@@ -49,7 +49,7 @@ class RunPlan:
         config: Config,
         schema: Schema,
         devices: Iterable[jax.Device] | None = None,
-        store: RowStore = DeviceStore(),  # noqa: B008 (frozen)
+        store: RowStore | None = None,
     ) -> "RunPlan":
         """The plan of a run on some devices, all of the job's unless given; they need not exist (see `scale`).
 
@@ -57,12 +57,13 @@ class RunPlan:
           config: everything about the run.
           schema: of its data.
           devices: the mesh takes all of them, or as many as it is configured for.
-          store: in which form shards keep the tables' rows.
+          store: in which form shards keep the tables' rows; None: in device memory, as the config says.
 
         Raises:
           UserError: the mesh does not fit the devices, a table's scheme not the mesh, or the whole not the devices' memory.
         """
         devices = jax.devices() if devices is None else list(devices)
+        store = store or DeviceStore(config.tables.dtype)
         num_parameters = _buckets(config, schema).num_parameters
         num_slots = NUM_MOMENTS + (config.optimizer.average > 0)
         batch = device_batch(config, schema)

@@ -42,9 +42,7 @@ def _everything(request: Request) -> None:
 
 _HERE = "pallas_kernels.embedding"
 BACKENDS = (
-    # Before `triton`, which is faster and runs where it is named: its present kernels have not passed their contract on a GPU
-    # (NOTES.md), and a wrong update would be a silent one. Put it first once they have.
-    Backend("xla", f"{_HERE}.xla", dispatch.anywhere, _everything),
     Backend("triton", f"{_HERE}.triton", dispatch.on_ampere_or_later, triton_supports),
+    Backend("xla", f"{_HERE}.xla", dispatch.anywhere, _everything),
     Backend("reference", f"{_HERE}.reference", dispatch.anywhere, _everything),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,9 @@ from pallas_kernels.jagged_attention import api, backends
 from pallas_kernels.jagged_attention.backends import Request
 from pallas_kernels.jagged_attention.mask import Mask
 from pallas_kernels.jagged_attention.packing import sequence_of_rows
+
+TRITON_GATE = ("mosaic_gpu", "triton")
+"""Backends that the gate's Triton kernels go around, where Triton is installed."""
 
 
 def gated_attention(
@@ -55,13 +60,19 @@ def gated_attention(
         from pallas_kernels.jagged_attention import triton_gated
 
         return triton_gated.gated_attention(uvqk, starts, checked, max_len=max_len, mask=mask, scale=scale, eps=eps)
+    attend = functools.partial(
+        api.jagged_attention, max_len=max_len, mask=mask, scale=scale, implementation=chosen.name
+    )
+    if chosen.name in TRITON_GATE and dispatch.package_missing("triton", "jax_triton") is None:
+        from pallas_kernels.jagged_attention import triton_gated
+
+        ends = jnp.append(starts, rows)  # lengths say where a sequence ends
+        return triton_gated.gated_around(attend, uvqk, ends, checked, eps=eps)
     # Cleared first: a NaN before SiLU would be its own gradient. Of a row of zeros the results are zeros.
     real = sequence_of_rows(starts, checked, rows)[2]
     clear = jnp.where(real[:, None, None, None], uvqk, 0)
     u, v, q, k = (jax.nn.silu(clear[:, i]) for i in range(4))
-    attended = api.jagged_attention(
-        q, k, v, offsets, lengths, max_len=max_len, mask=mask, scale=scale, implementation=chosen.name
-    )
+    attended = attend(q, k, v, offsets, lengths)
     attended = checkpoint_name(attended, "attention")
     return u.reshape(rows, -1) * _layer_norm(attended.reshape(rows, -1), eps)
 

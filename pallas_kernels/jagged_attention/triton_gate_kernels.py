@@ -1,4 +1,6 @@
-"""Triton kernels of HSTU's gate, silu(u) * LN(a), where u lies in front of v, q and k in one array; see `triton_gated.py`.
+"""Triton kernels around HSTU's attention: its gate, silu(u) * LN(a), and the gradient of its activation; see `triton_gated.py`.
+
+u lies in front of v, q and k in one array.
 
 A program takes ROWS whole rows of WIDTH columns. What XLA makes of the same is four passes over the rows forward and five backward:
 a row's mean, its variance, and their gradients are sums that it does not keep a row in registers for.
@@ -65,3 +67,20 @@ def gate_gradients(
     grad = grad * u * sigmoid
     mean, slope = tl.sum(grad, 1)[:, None] / WIDTH, tl.sum(grad * normal, 1)[:, None] / WIDTH
     _put(da, inverse * (grad - mean - normal * slope), row, inside, WIDTH, WIDTH, WIDE)
+
+
+@triton.jit
+def activation_gradients(
+    x, dv, dq, dk, spans, into, dx,
+    rows: tl.constexpr, eps: tl.constexpr, ALL: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """v's, q's and k's parts of dx, in place of those of `into`, from the gradients by their activations; 0 in padding rows."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    real = tl.load(spans + rows + row, mask=inside, other=-1) >= 0
+    for part in tl.static_range(3):
+        before = _columns(x + (part + 1) * WIDTH, row, real, ALL, WIDTH, WIDE)
+        after = _columns(dv if part == 0 else (dq if part == 1 else dk), row, real, WIDTH, WIDTH, WIDE)
+        sigmoid = tl.sigmoid(before)
+        slope = sigmoid + before * sigmoid * (1.0 - sigmoid)
+        _put(dx + (part + 1) * WIDTH, after * slope, row, inside, ALL, WIDTH, WIDE)

@@ -31,8 +31,10 @@ class RowStore(Protocol):
         """Weights or a slot of some rows: float32 [Q, D] or [Q]."""
         ...
 
-    def add(self, state: RowState, rows: Int[Array, " Q"], change: Float[Array, "Q D"]) -> RowState:
-        """The state with `change` added to the weights of some rows."""
+    def add(
+        self, state: RowState, rows: Int[Array, " Q"], change: Float[Array, "Q D"], seed: Int[Array, ""] | int
+    ) -> RowState:
+        """The state with `change` added to the weights of some rows; `seed` of the step is for a store that rounds at random."""
         ...
 
     def write(self, state: RowState, name: str, rows: Int[Array, " Q"], values: Array) -> RowState:
@@ -57,7 +59,7 @@ def update_rows(
         sums = sums + optimizer.l2 * store.read(state, WEIGHT, rows)
     old = {slot.name: store.read(state, slot.name, rows) for slot in optimizer.slots}
     change, new = optimizer.rule(old, sums, context)
-    state = store.add(state, rows, change)
+    state = store.add(state, rows, change, context.step)
     for name, values in new.items():
         state = store.write(state, name, rows, values)
     return state

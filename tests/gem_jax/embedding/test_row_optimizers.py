@@ -82,7 +82,7 @@ def test_rows_outside_are_read_as_zeros_and_not_written():
     rows = jnp.array([-1, 0, 3, 4])
     np.testing.assert_array_equal(STORE.read(state, "weight", rows), [[0] * 3, [1, 2, 3], [10, 11, 12], [0] * 3])
     np.testing.assert_array_equal(STORE.read(state, "accumulator", rows), [0, 0, 3, 0])
-    added = STORE.add(state, rows, jnp.ones((4, 3)))
+    added = STORE.add(state, rows, jnp.ones((4, 3)), 0)
     np.testing.assert_array_equal(added["weight"] - weight, [[1] * 3, [0] * 3, [0] * 3, [1] * 3])
     written = STORE.write(state, "accumulator", rows, jnp.full(4, 9.0))
     np.testing.assert_array_equal(written["accumulator"], [9, 1, 2, 9])

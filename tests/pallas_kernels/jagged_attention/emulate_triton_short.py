@@ -8,17 +8,11 @@ import jax  # isort: skip
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 
-from pallas_kernels.jagged_attention import (
-    Mask,
-    gated_attention,
-    gdpa,
-    seed_attention,
-    seed_attention_pair,
-    triton_short,
-)
+from pallas_kernels.jagged_attention import Mask, gated, gdpa, seed_attention, seed_attention_pair, triton_short
 from tests.pallas_kernels.jagged_attention import cases
 from tests.pallas_kernels.jagged_attention.cases import MASKS, Case
 from tests.pallas_kernels.jagged_attention.test_contract import attention
+from tests.pallas_kernels.jagged_attention.test_gated import check_gated
 
 LENGTHS = (0, 1, 7, 30, 65, 0, 40, 3, 0)
 
@@ -40,31 +34,6 @@ def check(case: Case) -> None:
         assert np.all(np.isfinite(value)) and np.all(value[~case.valid()] == 0), (case, name)
         error = cases.relative_error(value, expected)
         assert error < cases.tolerance(case.dtype, case.longest), (case, name, error)
-
-
-def check_gated(lengths, heads: int, size: int, mask: Mask, dtype: str) -> None:
-    """Gated attention, with NaN in its padding rows, against the composition in float64."""
-    case = Case(lengths, heads=heads, size=size, mask=mask, dtype=dtype)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(case.num_rows, 4, heads, size)).astype(dtype)
-    grad = rng.normal(size=(case.num_rows, heads * size)).astype(dtype)
-    x[~case.valid()] = grad[~case.valid()] = np.nan
-    starts, true_lengths = jnp.asarray(case.offsets), jnp.asarray(case.lengths, jnp.int32)
-
-    def run(x, implementation):
-        return gated_attention(x, starts, true_lengths, max_len=case.longest, mask=mask, implementation=implementation)
-
-    out, pull = jax.vjp(lambda x: run(x, "triton_short"), jnp.asarray(x))
-    with jax.enable_x64(True):
-        clean, clean_grad = (jnp.asarray(np.nan_to_num(np.asarray(y, np.float64))) for y in (x, grad))
-        truth, pull_truth = jax.vjp(lambda x: run(x, "reference"), clean)
-        expected = truth, pull_truth(clean_grad)[0]
-    for name, value, true in zip(("g", "dx"), (out, pull(jnp.asarray(grad))[0]), expected, strict=True):
-        value = np.asarray(value, np.float64)
-        assert np.all(np.isfinite(value)) and np.all(value[~case.valid()] == 0), (case, name)
-        error = cases.relative_error(value, np.asarray(true))
-        # LN divides by the deviation of o, so o's relative error is that of the result, four roundings later.
-        assert error < 4 * cases.tolerance(dtype, case.longest), (case, name, error)
 
 
 def check_dense(case: Case, dense_rows: int, kind: str) -> None:
@@ -124,8 +93,10 @@ if __name__ == "__main__":
         grouped = dict(heads=4, kv_heads=2, size=32, mask=Mask(window=20, prefix=3), num_targets=9)
         check(Case(LENGTHS, kind=kind, dtype="float16", **grouped))
     check(Case(LENGTHS, kv_heads=1, size=32, num_targets=100, dtype="float16"))
-    check_gated(LENGTHS, 2, 16, Mask(), "float32")
-    check_gated(LENGTHS, 3, 16, Mask(window=20), "float16")
+    gated.TRITON_GATE = ("xla",)  # the gate's kernels around XLA's attention, which runs here
+    for implementation in ("triton_short", "xla"):
+        check_gated(Case(LENGTHS, heads=2, size=16, dtype="float32"), implementation)
+        check_gated(Case(LENGTHS, heads=3, size=16, mask=Mask(window=20), dtype="float16"), implementation)
     check_pair(Case(LENGTHS, heads=2, size=16, dtype="float16"), 3)
     check_pair(Case(LENGTHS, heads=2, size=16, dtype="float16"), 40)
     for kind in ("silu", "softmax", "gelu"):

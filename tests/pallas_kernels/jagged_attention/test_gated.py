@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.jagged_attention import Mask, gated_attention, seed_attention, seed_attention_pair
+from tests.pallas_kernels.jagged_attention import cases
 from tests.pallas_kernels.jagged_attention.cases import Case, sees
 
 CASE = Case((0, 5, 17, 0, 8, 1, 0), heads=2, size=4, mask=Mask(window=6))
@@ -44,6 +45,38 @@ def test_gated_attention():
         assert np.all(np.asarray(value)[~CASE.valid()] == 0)
         # LN of o, whose deviation may be 1e-2 where a row sees little, raises o's rounding by a hundred.
         np.testing.assert_allclose(value, true, rtol=2e-4, atol=2e-4)
+
+
+def check_gated(case: Case, implementation: str) -> None:
+    """Gated attention, with NaN in its padding rows, against the composition in float64."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(case.num_rows, 4, case.heads, case.size)).astype(case.dtype)
+    grad = rng.normal(size=(case.num_rows, case.heads * case.size)).astype(case.dtype)
+    x[~case.valid()] = grad[~case.valid()] = np.nan
+    layout = jnp.asarray(case.offsets), jnp.asarray(case.lengths, jnp.int32)
+
+    def run(x, implementation):
+        return gated_attention(x, *layout, max_len=case.longest, mask=case.mask, implementation=implementation)
+
+    out, pull = jax.vjp(lambda x: run(x, implementation), jnp.asarray(x))  # not jitted, for Triton's interpreter
+    found = out, *pull(jnp.asarray(grad))
+    with jax.enable_x64(True):
+        clean, clean_grad = (jnp.asarray(np.nan_to_num(np.asarray(y, np.float64))) for y in (x, grad))
+        truth, pull_truth = jax.vjp(lambda x: run(x, "reference"), clean)
+        expected = truth, pull_truth(clean_grad)[0]
+    for name, value, true in zip(("g", "dx"), found, expected, strict=True):
+        value = np.asarray(value, np.float64)
+        assert np.all(np.isfinite(value)) and np.all(value[~case.valid()] == 0), (case, name)
+        error = cases.relative_error(value, np.asarray(true))
+        # LN divides by the deviation of o, so o's relative error is that of the result, four roundings later.
+        assert error < 4 * cases.tolerance(case.dtype, case.longest), (case, name, error)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ["triton_short", "mosaic_gpu", "triton"])
+@pytest.mark.parametrize("mask", [Mask(), Mask(window=60)], ids=["causal", "window"])
+def test_gpu_gated_attention(implementation, mask):
+    check_gated(Case(cases.GPU_LENGTHS, heads=2, size=64, mask=mask, dtype="bfloat16"), implementation)
 
 
 def test_nothing_gives_zeros():
